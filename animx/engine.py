@@ -1,0 +1,89 @@
+"""The engine contract: what every way of making frames takes and gives.
+
+An engine gets a `RenderJob` (a reference picture with its pose, the retargeted driving poses, the options) and yields
+RGBA frames, one per driving frame, in order.  It opens no file and knows no container; the hall (`pipeline.py`) reads and
+writes.  Engines are reached through the plugin door (group `animx.engines`), never imported by the hall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from animx.canvas import Canvas
+from animx.pose.sequence import PoseSequence
+
+Progress = Callable[[int, int], None]
+"""`on_progress(done, total)`; total 0 = unknown."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """The progress callback that reports nothing."""
+
+
+@dataclass(frozen=True)
+class Background:
+    """What lies behind the figure."""
+
+    mode: Literal["keep", "blur", "transparent", "colour", "image"] = "keep"
+    """keep: the reference's own, filled in behind the figure; transparent: alpha 0."""
+    colour: tuple[int, int, int] = (0, 0, 0)
+    """RGB 0..255 for `colour`."""
+    image: NDArray[np.uint8] | None = None
+    """RGB [H, W, 3] on the job's canvas for `image`."""
+
+
+@dataclass(frozen=True)
+class RenderJob:
+    """All an engine needs for one clip.  Pictures, poses and canvas share one pixel grid: `canvas`."""
+
+    picture: NDArray[np.uint8]
+    """The reference image, RGBA [H, W, 4], not premultiplied."""
+    canvas: Canvas
+    poses: PoseSequence
+    """Driving poses, one person, already retargeted to the reference and on `canvas`."""
+    reference_pose: PoseSequence | None = None
+    """The reference's own pose (one frame, one person) on `canvas`; None = no skeleton, move the figure as a whole."""
+    driving_poses: PoseSequence | None = None
+    """The driving poses before alignment (same frames), for engines that read motion relative to the driver."""
+    mask: NDArray[np.float32] | None = None
+    """The figure's coverage 0..1 [H, W]; None = the engine finds it."""
+    background: Background = Background()
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Engine options by their command-line name (`steps`, `guidance`, ...), only those this engine lists."""
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a render would cost, for `--dry-run`."""
+
+    engine: str
+    frames: int
+    windows: int
+    memory_mb: float
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """The contract of `animx.engines` plugins."""
+
+    name: str
+    options: frozenset[str]
+    """Names of the engine-specific options it understands; any other one given by the user is a usage error."""
+
+    def available(self) -> str | None:
+        """None when it can run here, else one line: what is missing and the mend."""
+
+    def plan(self, job: RenderJob) -> Plan:
+        """Estimate without rendering."""
+
+    def render(self, job: RenderJob, on_progress: Progress = no_progress) -> Iterator[NDArray[np.uint8]]:
+        """Yield RGBA frames [H, W, 4] on `job.canvas`, one per frame of `job.poses`, in order and deterministic."""

@@ -1,0 +1,1 @@
+"""Retargeting: `PoseSequence -> PoseSequence`, aligned to a reference and rescaled by presets."""

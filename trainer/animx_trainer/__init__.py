@@ -1,0 +1,1 @@
+"""Training, and the procedural characters that feed it and the tests."""
