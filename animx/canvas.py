@@ -1,13 +1,14 @@
 """Canvas: the pixel grid a pose or frame lives on, and the maps between two of them.
 
-Origin at the top-left corner; pixel i covers [i, i+1), so a change of canvas is a plain factor and a mirror is x' = W - x.
+Origin at the top-left corner; pixel i covers [i, i+1), so a change of canvas is a plain factor and a mirror is
+x' = W - x.
 Only the boundary to `cv2.remap` and `cv2.warpAffine`, which put pixel centres on integers, shifts by 0.5.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +68,7 @@ class Placement:
     dx: float
     dy: float
 
-    def points(self, points: NDArray[np.floating]) -> NDArray[np.float64]:
+    def points(self, points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Map points [..., 2] (x, y) in px.  Returns float64 of the same shape."""
         return np.asarray(points, np.float64) * (self.sx, self.sy) + (self.dx, self.dy)
 

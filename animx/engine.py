@@ -1,8 +1,8 @@
 """The engine contract: what every way of making frames takes and gives.
 
 An engine gets a `RenderJob` (a reference picture with its pose, the retargeted driving poses, the options) and yields
-RGBA frames, one per driving frame, in order.  It opens no file and knows no container; the hall (`pipeline.py`) reads and
-writes.  Engines are reached through the plugin door (group `animx.engines`), never imported by the hall.
+RGBA frames, one per driving frame, in order.  It opens no file and knows no container; the hall (`pipeline.py`) reads
+and writes.  Engines are reached through the plugin door (group `animx.engines`), never imported by the hall.
 """
 
 from __future__ import annotations

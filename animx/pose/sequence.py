@@ -25,7 +25,7 @@ MAX_PERSONS = 64
 
 @dataclass(frozen=True)
 class PoseSequence:
-    """Poses of a clip on one canvas.  Arrays are read-only; bad shapes, NaN and ranges raise `InputError` by field name.
+    """Poses of a clip on one canvas.  Arrays are read-only; a bad shape, NaN or range raises `InputError` by field name.
 
     A single pose (a reference) is a sequence of one frame and one person.
     """
@@ -134,7 +134,7 @@ class PoseSequence:
         )
 
     def with_poses(
-        self, keypoints: NDArray[np.floating], scores: NDArray[np.floating] | None = None, **step: Any
+        self, keypoints: NDArray[np.floating[Any]], scores: NDArray[np.floating] | None = None, **step: Any
     ) -> PoseSequence:
         """New keypoints (and scores) of the same shape; `step`, when given, is appended to `history`."""
         return replace(

@@ -28,7 +28,7 @@ R_HIP, R_KNEE, R_ANKLE, L_HIP, L_KNEE, L_ANKLE = 8, 9, 10, 11, 12, 13
 R_EYE, L_EYE, R_EAR, L_EAR = 14, 15, 16, 17
 L_BIG_TOE, L_SMALL_TOE, L_HEEL, R_BIG_TOE, R_SMALL_TOE, R_HEEL = 18, 19, 20, 21, 22, 23
 
-BODY = range(0, 18)
+BODY = range(18)
 FEET = range(18, 24)
 FACE = range(24, 92)
 LEFT_HAND = range(92, 113)

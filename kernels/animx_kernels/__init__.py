@@ -1,1 +1,1 @@
-"""Fused operators of the full model: plain PyTorch first (the truth), faster versions beside it.  Knows only tensors."""
+"""Fused operators of the full model: plain PyTorch first (the truth), faster versions beside it.  Tensors only."""
