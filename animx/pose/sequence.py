@@ -25,7 +25,7 @@ MAX_PERSONS = 64
 
 @dataclass(frozen=True)
 class PoseSequence:
-    """Poses of a clip on one canvas.  Arrays are read-only; a bad shape, NaN or range raises `InputError` by field name.
+    """Poses of a clip on one canvas.  Arrays are read-only; a bad shape, NaN or range is an `InputError` by field name.
 
     A single pose (a reference) is a sequence of one frame and one person.
     """
