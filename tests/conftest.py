@@ -1,4 +1,4 @@
-"""Small inputs made in code, shared by all tests; `shared` reaches the test data beside the checkout where it exists."""
+"""Small inputs made in code, shared by all tests; `shared` reaches the test data beside the checkout."""
 
 from __future__ import annotations
 
