@@ -134,7 +134,7 @@ class PoseSequence:
         )
 
     def with_poses(
-        self, keypoints: NDArray[np.floating[Any]], scores: NDArray[np.floating] | None = None, **step: Any
+        self, keypoints: NDArray[np.floating[Any]], scores: NDArray[np.floating[Any]] | None = None, **step: Any
     ) -> PoseSequence:
         """New keypoints (and scores) of the same shape; `step`, when given, is appended to `history`."""
         return replace(
