@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from animx.canvas import Canvas
 from animx.errors import InputError, UsageError, nearest
+from animx.pose.layouts import MIN_SCORE, to_openpose134
 from animx.pose.sequence import PoseSequence
 from animx.pose.skeleton import (
     BONES,
@@ -36,7 +37,6 @@ from animx.pose.skeleton import (
     L_SMALL_TOE,
     LEFT_HAND,
     LIMBS,
-    NECK,
     R_ANKLE,
     R_BIG_TOE,
     R_HEEL,
@@ -45,11 +45,11 @@ from animx.pose.skeleton import (
     RIGHT_HAND,
 )
 
+__all__ = ["STYLES", "draw_over", "draw_person", "draw_pose", "person_dictionary", "to_openpose134"]
+
 Style = Literal["animate-x", "plain"]
 STYLES: tuple[str, ...] = ("animate-x", "plain")
 
-MIN_SCORE = 0.3
-"""Scores above it are drawn (released value)."""
 RADIUS = 4
 """Joint radius and half the limb width of the released drawing [px], whatever the canvas."""
 
@@ -70,28 +70,6 @@ _FEET_EDGES = (
 )  # fmt: skip
 
 PersonDictionary = Mapping[str, NDArray[np.float64]]
-
-_COCO_BODY = (0, 0, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
-
-
-def to_openpose134(
-    keypoints: NDArray[np.floating[Any]], scores: NDArray[np.floating[Any]], min_score: float = MIN_SCORE
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """COCO-WholeBody points of a detector as `openpose-134` (facts 9.3).
-
-    Takes keypoints [..., 133, 2] px and scores [..., 133]; returns [..., 134, 2] and [..., 134] of the same float type.
-    The neck is the middle of the shoulders, its score 1 where both shoulders are above `min_score`, else 0.
-    Coordinates are kept whatever the score.
-    """
-    if keypoints.shape[-2:] != (133, 2) or scores.shape != keypoints.shape[:-1]:
-        raise InputError(
-            f"keypoints: shapes {list(keypoints.shape)} and {list(scores.shape)}, expected [..., 133, 2] and [..., 133]"
-        )
-    take = [*_COCO_BODY, *range(17, 133)]
-    points, marks = keypoints[..., take, :], scores[..., take]
-    points[..., NECK, :] = keypoints[..., 5:7, :].mean(axis=-2)
-    marks[..., NECK] = (scores[..., 5:7] > min_score).all(axis=-1)
-    return points, marks
 
 
 def person_dictionary(
