@@ -23,9 +23,6 @@ SCHEMA = 1
 NOTE = "made by a generative tool (animx): the motion is synthetic, no such recording exists"
 REPORT_AT = "the project's issue tracker"
 
-_DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {"mediapipe": ("mediapipe",), "rtm": ("rtmlib", "onnxruntime")}
-"""Distributions whose version tells what a built-in pose backend computes."""
-
 
 def side_car_path(out: str | Path) -> Path:
     """Where the recipe of `out` lies: `OUT.mp4.json`; beside a folder, not in it."""
@@ -41,19 +38,6 @@ def input_record(role: str, name: str, sha256: str) -> dict[str, str]:
 def content_hash(value: Mapping[str, Any]) -> str:
     """SHA-256 of a mapping's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def backend_record(name: str | None) -> dict[str, str] | None:
-    """The pose backend with the versions of what it runs on; None when none was used."""
-    if name is None:
-        return None
-    from animx import plugins
-
-    plugin = plugins.find("pose_backends").get(name)
-    if plugin is not None and plugin.origin != "animx":
-        return {"name": name, "version": plugin.origin}
-    versions = [f"{dist} {found}" for dist in _DISTRIBUTIONS.get(name, ()) if (found := version_of(dist))]
-    return {"name": name, "version": ", ".join(versions) or "unknown"}
 
 
 def version_of(distribution: str) -> str | None:
@@ -72,10 +56,13 @@ def recipe(
     seed: int,
     presets: Sequence[Mapping[str, Any]],
     inputs: Sequence[Mapping[str, str]],
-    backend: Mapping[str, str] | None,
+    backend: str | None,
     **facts: Any,
 ) -> dict[str, Any]:
-    """All that determines the output, ready for JSON; `facts` are what was found on the way (mask, reference pose)."""
+    """All that determines the output, ready for JSON; `facts` are what was found on the way (mask, reference pose).
+
+    `backend`: name and version of what extracted the driving poses.
+    """
     return {
         "schema": SCHEMA,
         "tool": "animx",
@@ -86,7 +73,7 @@ def recipe(
         "seed": seed,
         "presets": [dict(preset) for preset in presets],
         "inputs": [dict(record) for record in inputs],
-        "backend": dict(backend) if backend else None,
+        "backend": backend,
         **facts,
         "note": NOTE,
     }
