@@ -197,7 +197,7 @@ def _points(joints: PoseSequence | None, shape: tuple[int, ...]) -> NDArray[np.f
         raise InputError(f"the joints lie on a canvas of {joints.canvas}, the picture is {shape[1]}x{shape[0]}")
     body = joints.keypoints[0, 0, BODY.start : BODY.stop].astype(np.float64)
     inside = (body >= 0).all(1) & (body < (shape[1], shape[0])).all(1)
-    return body[(joints.scores[0, 0, BODY.start : BODY.stop] > 0) & inside]
+    return np.asarray(body[(joints.scores[0, 0, BODY.start : BODY.stop] > 0) & inside])
 
 
 def _bones(joints: PoseSequence, shape: tuple[int, ...], scale: NDArray[np.float64]) -> Flags:
@@ -208,8 +208,8 @@ def _bones(joints: PoseSequence, shape: tuple[int, ...], scale: NDArray[np.float
         body[MID_HIP] = (body[8] + body[11]) / 2
     for bone in BONES:
         if bone.parent in body and bone.child in body:
-            ends = [tuple(int(v) for v in body[i]) for i in (bone.parent, bone.child)]
-            cv2.line(canvas, ends[0], ends[1], 1, max(1, round(0.012 * max(shape[:2]))))
+            start, end = ([int(v) for v in body[i]] for i in (bone.parent, bone.child))
+            cv2.line(canvas, start, end, (1,), max(1, round(0.012 * max(shape[:2]))))
     return canvas > 0
 
 
@@ -220,10 +220,10 @@ def _rough_prior(small: NDArray[np.uint8], sure: Flags | None) -> Map:
         away = cv2.distanceTransform((~sure).astype(np.uint8), cv2.DIST_L2, 3)
         rows = np.flatnonzero(sure.any(1))
         reach = 0.09 * max(1, int(rows[-1] - rows[0]))
-        return (0.9 * np.exp(-0.6 * (away / reach) ** 2)).astype(np.float32)
+        return np.asarray(0.9 * np.exp(-0.6 * (away / reach) ** 2), np.float32)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     radius = np.hypot((x / width - 0.5) / 0.33, (y / height - 0.52) / 0.42)
-    return np.clip(1.4 - 0.9 * radius, 0.0, 0.9).astype(np.float32)
+    return np.asarray(np.clip(1.4 - 0.9 * radius, 0.0, 0.9), np.float32)
 
 
 def _shrunk(rgb: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -241,8 +241,8 @@ def _masked(score: Map, region: Flags) -> Map:
 
 def _enlarged(score: Map, width: int, height: int) -> Map:
     """The score at full size; clipped and smoothed by a working pixel first, so that the outline has no steps."""
-    score = cv2.GaussianBlur(np.clip(score, -1.0, 1.0), (0, 0), 0.7)
-    return cv2.resize(score, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32)
+    smooth = cv2.GaussianBlur(np.clip(score, -1.0, 1.0), (0, 0), 0.7)
+    return cv2.resize(smooth, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.float32)
 
 
 __all__ = ["LEAST_SHARE", "Mask", "cut_out", "find_mask"]

@@ -21,6 +21,9 @@ Flags = NDArray[np.bool_]
 FLAT_RIM = 8.0
 """A rim whose 80th percentile Lab distance to a smooth surface is below this is a flat ground (paper, studio)."""
 
+_CLEAN = 0.6
+"""A ground with less noise than this was drawn or rendered, not photographed."""
+
 
 def disc(radius: int) -> NDArray[np.uint8]:
     """The round structuring element of `radius` [px]."""
@@ -168,36 +171,48 @@ def off_ground(rgb: Rgb, ground: Ground, prior: Map | None) -> Map:
     wall = ((ink & (ground.distance > 0.5 * ground.threshold)) | solid).astype(np.uint8)
     square = np.ones((3, 3), np.uint8)
     wall = cv2.dilate(cv2.morphologyEx(wall, cv2.MORPH_CLOSE, square, iterations=2), square, iterations=2)
-    open_ground = np.pad(1 - wall, 1, constant_values=1).astype(np.uint8)
-    _, labels = cv2.connectedComponents(open_ground, connectivity=4)
-    region = largest_part((labels != labels[0, 0])[1:-1, 1:-1])
+    region = largest_part(_walled_in(wall > 0))
     edge = 0.6 * ground.threshold
     outer = cv2.erode(np.pad(region, 1).astype(np.uint8), square, iterations=4)[1:-1, 1:-1] == 0
     outer &= np.pad(region, 1, mode="edge")[1:-1, 1:-1]
-    rim = outer & (ground.distance < edge)
-    outside = np.pad(~region | rim, 1, constant_values=True).astype(np.uint8)
-    _, labels = cv2.connectedComponents(outside, connectivity=4)
-    region = largest_part(region & (labels != labels[0, 0])[1:-1, 1:-1])
+    passable = ~region | (outer & (ground.distance < edge))
+    if ground.noise < _CLEAN:
+        # Ink closed a bay that has the ground's very colour: open it, unless that would empty an outline drawing.
+        bare = np.asarray(cv2.medianBlur(ground.distance, 3) < 2.8)
+        bays = region & ~_walled_in(~(passable | bare))
+        if bays.sum() < 0.25 * region.sum():
+            passable |= bare
+    region = largest_part(region & _walled_in(~passable))
     for patch in _ground_patches(region, ground, prior):
         region &= ~patch
     score = np.where(region, 1.0, -1.0) * np.minimum(1.0, 0.25 + ground.distance / max(edge, 1.0))
     return np.asarray(score, np.float32)
 
 
+def _walled_in(wall: Flags) -> Flags:
+    """What a flood from beyond the picture's border does not reach: the wall and all inside it."""
+    ground = np.pad(1 - wall.astype(np.uint8), 1, constant_values=1)
+    _, labels = cv2.connectedComponents(ground, connectivity=4)
+    return np.asarray((labels != labels[0, 0])[1:-1, 1:-1])
+
+
 def _ground_patches(region: Flags, ground: Ground, prior: Map | None) -> list[Flags]:
+    """Enclosed patches of ground (between arm and body, between locks of hair), told from white cloth by the net."""
     long_side = max(region.shape)
-    paper = region & (ground.distance < max(1.5, 2.0 * ground.noise))
-    if not region.any() or paper.sum() > 0.35 * region.sum():
+    clean = ground.noise < _CLEAN
+    limit = 2.8 if clean else max(1.5, 2.0 * ground.noise)
+    paper = region & (cv2.medianBlur(ground.distance, 3) < limit)
+    if prior is None or not region.any() or paper.sum() > 0.35 * region.sum():
         return []
-    clean = ground.noise < 0.6  # a digital ground: even a small patch of its very colour is ground
     core = cv2.erode(paper.astype(np.uint8), disc(1 if clean else max(1, round(0.004 * long_side))))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(core, connectivity=4)
     patches = []
     for label in range(1, count):
-        if stats[label, cv2.CC_STAT_AREA] < (2e-5 if clean else 4e-4) * long_side * long_side:
+        area = stats[label, cv2.CC_STAT_AREA]
+        if area < (2e-5 if clean else 4e-4) * long_side * long_side:
             continue
         seed = labels == label
-        if prior is not None and prior[seed].mean() > (0.95 if clean else 0.5):
+        if prior[seed].mean() > (0.8 if clean and area < 0.004 * region.sum() else 0.5):
             continue
         whole = cv2.dilate(seed.astype(np.uint8), disc(max(2, round(0.008 * long_side)))) > 0
         patches.append(whole & region & (ground.distance < 0.6 * ground.threshold))

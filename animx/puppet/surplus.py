@@ -106,7 +106,7 @@ def reflection_line(rgb: NDArray[np.uint8], mask: Flags, prior: Map | None, join
     height = bottom - top
     if height < 24:
         return None
-    light = cv2.GaussianBlur(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1.5)
+    light = np.asarray(cv2.GaussianBlur(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (0, 0), 1.5), np.float32)
     lowest_joint = max((y for _, y in _inside(joints, mask.shape)), default=-1)
     best: tuple[float, int] | None = None
     for line in range(top + round(0.5 * height), bottom - max(6, round(0.08 * height))):
