@@ -1,6 +1,6 @@
-"""The pose-backend contract: how a picture becomes keypoints, and which backend does it.
+"""Which backend turns pictures into keypoints, and the pose of a single picture.
 
-In: RGB frames [H, W, 3].  Out: `Detection`, keypoints of the `openpose-134` layout for P persons, most prominent first.
+In: a backend's name or nothing, RGB pictures [H, W, 3].  Out: a `PoseBackend` (see `detection.py`), a `PoseSequence`.
 Backends are plugins of the group `animx.pose_backends`; the built-in ones are `mediapipe` (offline, one person) and
 `rtm` (ONNX files, several persons).  The choice is made once, is logged, and never changes silently afterwards.
 """
@@ -10,8 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,72 +18,14 @@ from numpy.typing import NDArray
 from animx import plugins
 from animx.canvas import Canvas
 from animx.errors import AnimxError, MissingExtraError, UsageError, nearest
+from animx.pose.detection import MIN_JOINT_SCORE, MIN_SEEN_JOINTS, Detection, PoseBackend, nobody
+from animx.pose.extract import extract_poses
 from animx.pose.sequence import PoseSequence
-from animx.pose.skeleton import JOINTS
 
 log = logging.getLogger(__name__)
 
 PREFERENCE = ("rtm", "mediapipe")
 """Backends in the order in which the default is looked for; third-party ones come last."""
-
-MIN_JOINT_SCORE = 0.3
-"""From this score on a joint counts as seen."""
-
-MIN_SEEN_JOINTS = 5
-"""A person with fewer seen body joints is no usable detection."""
-
-
-@dataclass(frozen=True)
-class Detection:
-    """The persons found in one frame, most prominent first; P may be 0."""
-
-    keypoints: NDArray[np.float32]  # [P, 134, 2] px of the frame; may lie outside it
-    scores: NDArray[np.float32]  # [P, 134] in 0..1, 0 = missing
-    depth: NDArray[np.float32] | None = None  # [P, 134] px towards the viewer, relative to mid-hip
-
-    def __post_init__(self) -> None:
-        persons = len(self.keypoints)
-        if self.keypoints.shape != (persons, JOINTS, 2) or self.scores.shape != (persons, JOINTS):
-            raise ValueError(f"a detection of shapes {self.keypoints.shape} and {self.scores.shape}")
-
-    @property
-    def persons(self) -> int:
-        """P, the number of persons found."""
-        return len(self.keypoints)
-
-
-def nobody() -> Detection:
-    """The detection of an empty frame."""
-    return Detection(np.zeros((0, JOINTS, 2), np.float32), np.zeros((0, JOINTS), np.float32))
-
-
-@runtime_checkable
-class PoseBackend(Protocol):
-    """The contract of `animx.pose_backends` plugins.  One object serves one clip at a time."""
-
-    name: str
-    """The plugin's name."""
-    version: str
-    """What does the work, for the record in the pose file: library and version, or the model files' names."""
-    max_persons: int
-    """The most persons one call of `detect` returns."""
-
-    @classmethod
-    def available(cls) -> str | None:
-        """None when it can run here without a download, else one line: what is missing and the mend."""
-
-    def detect(self, frame: NDArray[np.uint8], *, still: bool = False) -> Detection:
-        """Find the persons of an RGB frame [H, W, 3].
-
-        Calls without `still` are consecutive frames of one clip (the backend may track); `still` looks at the frame
-        alone and leaves the tracking untouched.
-        """
-
-    def reset(self) -> None:
-        """Forget the clip: the next frame has nothing to do with the last one."""
-
-    def close(self) -> None:
-        """Free what the backend holds; twice is harmless."""
 
 
 def available_backends() -> dict[str, str | None]:
@@ -179,3 +120,16 @@ def mask_hint(picture: NDArray[np.uint8]) -> NDArray[np.float32] | None:
     if mediapipe.MediapipeBackend.available() is not None:
         return None
     return mediapipe.selfie_mask(picture)
+
+
+__all__ = [
+    "PREFERENCE",
+    "Detection",
+    "PoseBackend",
+    "available_backends",
+    "choose_backend",
+    "detect_still",
+    "extract_poses",
+    "mask_hint",
+    "nobody",
+]

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from animx.errors import MissingExtraError
-from animx.pose.backend import Detection, nobody
+from animx.pose.detection import Detection, nobody
 from animx.pose.skeleton import FACE, JOINTS, LEFT_HAND, RIGHT_HAND
 
 BODY_FROM_33 = (
