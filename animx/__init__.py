@@ -13,15 +13,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from animx.pipeline import RenderOptions, RenderResult, extract_pose, render
+    from animx.pipeline import RenderResult, render
     from animx.pose.sequence import PoseSequence
+    from animx.poses import extract_pose
+    from animx.request import RenderOptions
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "extract_pose": "animx.pipeline",
+    "extract_pose": "animx.poses",
     "render": "animx.pipeline",
-    "RenderOptions": "animx.pipeline",
+    "RenderOptions": "animx.request",
     "RenderResult": "animx.pipeline",
     "PoseSequence": "animx.pose.sequence",
     "retarget": "animx.retarget",

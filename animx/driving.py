@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,18 +15,19 @@ import numpy as np
 
 from animx import plugins
 from animx.canvas import place
-from animx.engine import Progress
-from animx.errors import InputError, MissingExtraError, UsageError
+from animx.engine import Progress, no_progress
+from animx.errors import MissingExtraError, UsageError
 from animx.overlap import prefetch
 from animx.pose.select import select_person, select_time
 from animx.pose.sequence import PoseSequence
+from animx.pose.skeleton import JOINTS
 from animx.prepare import MAX_LONG_SIDE
 from animx.request import RenderOptions
 from animx.times import time_range
 
 if TYPE_CHECKING:
     from animx.pose.backend import PoseBackend
-    from animx.video import FrameStream
+    from animx.video import AudioSource, FrameStream
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +59,11 @@ def open_driving(driving: str | Path | PoseSequence) -> Driving:
         poses = read_poses("-")
         return Driving("-", poses, None, poses_hash(poses))
     path = Path(driving)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+    if not path.exists() or "%" in path.name:
+        from animx.video import probe
+
+        probe(path)  # a numbered pattern of frames; else it says what is missing
+        return Driving(path.name, None, path, folder_hash(path.parent))
     if path.is_dir():
         if any(one.suffix.lower() in IMAGE_SUFFIXES for one in path.iterdir()):
             return Driving(path.name, None, path, folder_hash(path))
@@ -96,11 +101,12 @@ def stem(path: str | Path) -> str:
     return Path(name).stem
 
 
-def is_picture(path: str | Path) -> bool:
-    """Whether the name is that of a still picture (an animated GIF or WebP is a clip for `open_frames`)."""
+def is_still(path: str | Path) -> bool:
+    """Whether `path` is named like a picture and is no animation (an animated GIF or WebP is a clip)."""
     from animx.image import IMAGE_SUFFIXES
 
-    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+    path = Path(path)
+    return path.suffix.lower() in IMAGE_SUFFIXES and "%" not in path.name and not path.is_dir() and not _moves(path)
 
 
 def check_apart(out: str | Path, inputs: dict[str, Any]) -> None:
@@ -146,30 +152,23 @@ def second_backend(
     return second
 
 
-def driving_poses(
-    drive: Driving,
-    options: RenderOptions,
-    backend: PoseBackend | None,
-    hands: bool,
-    on_progress: Progress,
-) -> PoseSequence:
+def poses_of_file(poses: PoseSequence, options: RenderOptions) -> PoseSequence:
     """The poses of the person that `options` name, in their range and rate."""
-    if drive.poses is not None:
-        span = time_range(options.start, options.end, options.duration, drive.poses.fps)
-        poses = select_person(drive.poses, options.person)
-        return select_time(poses, *span, options.fps)
-    assert backend is not None
-    return extract(drive, options, backend, hands, on_progress)
+    span = time_range(options.start, options.end, options.duration, poses.fps)
+    return select_time(select_person(poses, options.person), *span, options.fps)
 
 
 def extract(
-    drive: Driving, options: RenderOptions, backend: PoseBackend, hands: bool, on_progress: Progress
+    drive: Driving,
+    stream: FrameStream,
+    options: RenderOptions,
+    backend: PoseBackend,
+    hands: bool,
+    on_progress: Progress = no_progress,
 ) -> PoseSequence:
-    """Extract poses from the clip of `drive`, decoding ahead in a thread; on the clip's own canvas."""
+    """Extract the poses of a clip, decoding ahead in a thread; on the clip's own canvas."""
     from animx.pose.extract import extract_poses
 
-    assert drive.path is not None
-    stream = _open(drive.path, options)
     poses = extract_poses(
         cast("FrameStream", Ahead(stream)),
         backend,
@@ -177,18 +176,18 @@ def extract(
         smooth=options.smooth,
         hands=hands,
         on_progress=on_progress,
-        source={**drive.record, "backend": f"{backend.name} {backend.version}"},
+        source=drive.record,
     )
     return poses.on(stream.info.canvas, place(poses.canvas, stream.info.canvas))
 
 
-def _open(path: Path, options: RenderOptions) -> FrameStream:
+def open_stream(path: Path, options: RenderOptions) -> FrameStream:
+    """Open the clip in the range and at the rate of `options`, its long side at most 1280 px."""
     from animx.video import open_frames, probe
 
-    info = probe(path)
-    start, end = time_range(options.start, options.end, options.duration, info.fps)
-    if start is not None and info.frames and start >= info.duration + 1.0:
-        raise UsageError(f"--start {start:g} s lies behind the end of {path} ({info.duration:.3f} s)")
+    counted = any(one is not None and one.frames is not None for one in (options.start, options.end, options.duration))
+    rate = probe(path).fps if counted else Fraction(1)
+    start, end = time_range(options.start, options.end, options.duration, rate)
     return open_frames(path, start=start, end=end, fps=options.fps, max_side=MAX_LONG_SIDE)
 
 
@@ -206,42 +205,36 @@ class Ahead:
         return prefetch(self._stream, self._depth)
 
 
-def unseen_poses(drive: Driving, options: RenderOptions) -> PoseSequence:
+def unseen_poses(stream: FrameStream) -> PoseSequence:
     """As many empty poses as the clip has frames, for a dry run; reads the first frame, so a broken clip is noticed."""
-    assert drive.path is not None
-    stream = _open(drive.path, options)
-    frames = iter(stream)
-    next(frames, None)
-    close = getattr(frames, "close", None)
-    if close is not None:
-        close()
-    count = max(1, stream.frames or stream.info.frames)
+    with closing(prefetch(stream, 1)) as frames:
+        next(frames, None)
+    count = stream.frames
     return PoseSequence(
-        np.zeros((count, 1, 134, 2), np.float32), np.zeros((count, 1, 134), np.float32), stream.info.canvas, stream.fps
+        np.zeros((count, 1, JOINTS, 2), np.float32),
+        np.zeros((count, 1, JOINTS), np.float32),
+        stream.info.canvas,
+        stream.fps,
     )
 
 
-def find_audio(drive: Driving, options: RenderOptions, target: Path) -> Any:
+def find_audio(stream: FrameStream | None, options: RenderOptions) -> AudioSource | None:
     """Where the sound comes from: the driving clip, or `--driving-video` for a pose file; None without one."""
     from animx.video import AudioSource, probe
 
-    path = drive.path or options.driving_video
-    if not options.audio or path is None or path.is_dir():
+    if not options.audio or (stream is None and options.driving_video is None):
         return None
-    info = probe(path)
+    info = stream.info if stream is not None else probe(cast(Path, options.driving_video))
     if not info.has_audio:
-        return None
-    if target.suffix.lower() not in (".mp4", ".mov", ".webm"):
-        log.info("%s holds no sound; the driving clip's is left out", target.suffix or "a folder of frames")
         return None
     start, end = time_range(options.start, options.end, options.duration, info.fps)
     begin = start or 0.0
-    return AudioSource(path, begin, None if end is None else end - begin)
+    return AudioSource(info.path, begin, None if end is None else end - begin)
 
 
-def moves(path: str | Path) -> bool:
+def _moves(path: Path) -> bool:
     """Whether a picture file is an animation."""
-    if Path(path).suffix.lower() not in (".gif", ".webp", ".png", ".apng"):
+    if path.suffix.lower() not in (".gif", ".webp", ".png"):
         return False
     from PIL import Image, UnidentifiedImageError
 

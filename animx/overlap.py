@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -20,7 +20,7 @@ _POLL_S = 0.1
 """How often a blocked thread looks whether it shall stop [s]."""
 
 
-def prefetch(items: Iterable[Item], depth: int = 4) -> Iterator[Item]:
+def prefetch(items: Iterable[Item], depth: int = 4) -> Generator[Item, None, None]:
     """Yield `items` in order while a thread reads up to `depth` of them ahead.
 
     An exception of the iteration is raised here, after the items before it.  Closing the generator stops the thread

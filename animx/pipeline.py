@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,21 +24,26 @@ from animx.driving import (
     Driving,
     backend_for,
     check_apart,
-    driving_poses,
     extract,
     find_audio,
-    is_picture,
-    moves,
     open_driving,
+    open_stream,
+    poses_of_file,
     second_backend,
     stem,
     unseen_poses,
 )
-from animx.engine import Engine, Plan, RenderJob
-from animx.errors import MissingExtraError, NoFigureError, UsageError
+from animx.engine import Background, Engine, Plan, RenderJob
+from animx.errors import UsageError
 from animx.overlap import Drain
 from animx.pose.sequence import PoseSequence
-from animx.prepare import Reference, find_background, on_canvas, place_reference, prepare_reference
+from animx.prepare import (
+    Reference,
+    find_background,
+    on_canvas,
+    place_reference,
+    prepare_reference,
+)
 from animx.request import (
     RenderOptions,
     Stage,
@@ -49,14 +54,15 @@ from animx.request import (
     no_stages,
     preset_record,
 )
-from animx.times import Time
+from animx.retarget.chain import retarget as chain
 
 if TYPE_CHECKING:
     from animx.retarget.preset import Preset
+    from animx.video import AudioSource, FrameStream
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-__all__ = ["RenderOptions", "RenderResult", "extract_pose", "render", "still_pose"]
 
 
 @dataclass(frozen=True)
@@ -101,99 +107,52 @@ def render(
     `REF_DRIVING.mp4` in the working folder.  `values` are fields of `RenderOptions`.  `dry_run` checks the inputs,
     finds the figure and estimates; nothing is written.  Errors: the tree of `animx.errors`.
     """
-    from animx.image import read_picture
-    from animx.video import has_alpha_container
-
     options = replace(options, **values) if options is not None else RenderOptions.of(**values)
     engine, reason = choose_engine(options.engine)
     extra = engine_options(engine, options.engine_options)
     target = Path(out) if out is not None else Path(f"{stem(reference)}_{_driving_stem(driving)}.mp4")
-    side_car = provenance.side_car_path(target)
-    _check_outputs(out if out is not None else target, side_car, overwrite)
-    given = {"reference": reference, "driving": driving, "mask": options.mask, "driving video": options.driving_video}
-    check_apart(target, given)
-    check_apart(side_car, given)
+    _check_outputs(out if out is not None else target, overwrite, options, reference, driving)
     presets = load_presets(options.presets)
     check_retargeting(options)
+    log.info("engine: %s (%s)", engine.name, reason)
     with provenance.collected_warnings() as warned, ExitStack() as stack:
-        log.info("engine: %s (%s)", engine.name, reason)
-        picture = read_picture(reference)
-        background = find_background(options.background, picture.has_alpha, has_alpha_container(target), target)
-        drive = open_driving(driving)
-        hands = options.hands if options.hands is not None else bool(getattr(engine, "needs_hands", False))
-        backend = backend_for(stack, options, drive, hands)
-        looker = second_backend(stack, options, drive, backend)
-        unseen = dry_run and drive.path is not None
-        with _beside(
-            lambda: prepare_reference(picture, ref_pose=options.ref_pose, mask_file=options.mask, backend=looker)
-        ) as ready:
-
-            def progress(done: int, total: int) -> None:
-                if ready.done():
-                    ready.result()  # the picture is no good: stop at once
-                on_progress("pose", done, total)
-
-            poses = unseen_poses(drive, options) if unseen else driving_poses(drive, options, backend, hands, progress)
-        found = ready.result()
-        placed, canvas = place_reference(found, options.size, options.fit)
-        job = RenderJob(
-            picture=placed.pixels,
-            canvas=canvas,
-            poses=poses if unseen else _retarget(poses, placed, canvas, presets, options),
-            reference_pose=placed.pose,
-            driving_poses=poses,
-            mask=placed.mask,
-            background=on_canvas(background, canvas),
-            seed=options.seed,
-            options=extra,
-        )
-        used = f"{backend.name} {backend.version}" if backend is not None and drive.path is not None else None
-        used = used or (str(poses.source["backend"]) if poses.source.get("backend") else None)
-        recipe = provenance.recipe(
-            command="render",
-            engine=engine.name,
-            options={
-                **options.resolved(),
-                **{f"{engine.name}.{key}": value for key, value in extra.items()},
-                "size": list(canvas.size),
-                "fps": [job.poses.fps.numerator, job.poses.fps.denominator],
-            },
-            seed=options.seed,
-            presets=[preset_record(one) for one in presets],
-            inputs=[
-                provenance.input_record("reference", picture.name, picture.sha256),
-                provenance.input_record("driving", drive.name, drive.sha256),
-                *options.file_records(),
-            ],
-            backend=used,
-            reference_pose={"origin": found.origin, "backend": found.backend},
-            mask=found.mask_method,
-        )
+        ready = _gather(stack, engine, options, target, reference, driving, dry_run, on_progress)
+        job = _job(ready, options, presets, extra, dry_run)
+        recipe = _recipe(ready, job, engine, options, presets, extra)
         result = RenderResult(
             path=target,
-            side_car=side_car,
+            side_car=provenance.side_car_path(target),
             frames=job.poses.frames,
-            canvas=canvas,
+            canvas=job.canvas,
             fps=job.poses.fps,
             engine=engine.name,
             engine_reason=reason,
-            backend=used,
-            reference_pose=found.origin,
+            backend=recipe["backend"],
+            reference_pose=ready.reference.origin,
             recipe=recipe,
             warnings=(),
         )
         if dry_run:
-            return replace(result, plan=_whole_plan(engine.plan(job), drive), warnings=tuple(warned))
-        _write(engine, job, result, options, find_audio(drive, options, target), overwrite, warned, on_progress)
+            plan = _whole_plan(engine.plan(job), extracts=ready.stream is not None)
+            return replace(result, plan=plan, warnings=tuple(warned))
+        audio = find_audio(ready.stream, options)
+        _write(engine, job, result, options, audio, overwrite, warned, on_progress)
         return replace(result, recipe={**recipe, "warnings": sorted(warned)}, warnings=tuple(warned))
 
 
-def _check_outputs(out: str | Path, side_car: Path, overwrite: bool) -> None:
+def _check_outputs(
+    out: str | Path, overwrite: bool, options: RenderOptions, reference: str | Path, driving: str | Path | PoseSequence
+) -> None:
+    """Refuse an output that cannot or may not be written before any work is done."""
     from animx.atomic import check_target
     from animx.video import check_output
 
     if str(out) == "-":
         raise UsageError("render -o -: a video does not go to stdout. Name a file, as in -o out.mp4")
+    side_car = provenance.side_car_path(out)
+    inputs = {"reference": reference, "driving": driving, "mask": options.mask, "driving video": options.driving_video}
+    for path in (out, side_car):
+        check_apart(path, inputs)
     check_output(out, overwrite)
     check_target(side_car, overwrite)
 
@@ -202,6 +161,65 @@ def _driving_stem(driving: str | Path | PoseSequence) -> str:
     if isinstance(driving, PoseSequence) or str(driving) == "-":
         return "poses"
     return stem(driving)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Both sides of a render, ready to be joined."""
+
+    reference: Reference
+    background: Background
+    drive: Driving
+    stream: FrameStream | None
+    """The clip that the poses were extracted from; None when they came as poses."""
+    poses: PoseSequence
+    """Driving poses of one person on the driving side's canvas, before alignment."""
+    backend: str | None
+    """Name and version of what extracted the driving poses."""
+
+
+def _gather(
+    stack: ExitStack,
+    engine: Engine,
+    options: RenderOptions,
+    target: Path,
+    reference: str | Path,
+    driving: str | Path | PoseSequence,
+    dry_run: bool,
+    on_progress: Stage,
+) -> _Inputs:
+    """Read both sides; the reference is prepared in a thread of its own while poses are extracted."""
+    from animx.image import read_picture
+    from animx.video import has_alpha_container
+
+    picture = read_picture(reference)
+    background = find_background(options.background, picture.has_alpha, has_alpha_container(target), target)
+    drive = open_driving(driving)
+    stream = None if drive.path is None else open_stream(drive.path, options)
+    hands = options.hands if options.hands is not None else bool(getattr(engine, "needs_hands", False))
+    backend = backend_for(stack, options, drive, hands)
+    looker = second_backend(stack, options, drive, backend)
+    with _beside(
+        lambda: prepare_reference(picture, ref_pose=options.ref_pose, mask_file=options.mask, backend=looker)
+    ) as ready:
+
+        def progress(done: int, total: int) -> None:
+            if ready.done():
+                ready.result()  # the picture is no good: stop at once
+            on_progress("pose", done, total)
+
+        if drive.poses is not None:
+            poses = poses_of_file(drive.poses, options)
+        elif dry_run:
+            poses = unseen_poses(_given(stream))
+        else:
+            poses = extract(drive, _given(stream), options, _given(backend), hands, progress)
+    return _Inputs(ready.result(), background, drive, stream, poses, str(poses.source.get("backend") or "") or None)
+
+
+def _given(value: T | None) -> T:
+    assert value is not None  # a clip always comes with its stream and a backend
+    return value
 
 
 @contextmanager
@@ -213,19 +231,57 @@ def _beside(work: Callable[[], Reference]) -> Iterator[Future[Reference]]:
         future.result()
 
 
-def _retarget(
-    poses: PoseSequence, placed: Reference, canvas: Canvas, presets: Sequence[Preset], options: RenderOptions
-) -> PoseSequence:
-    from animx.retarget.chain import retarget as chain
+def _job(
+    ready: _Inputs, options: RenderOptions, presets: Sequence[Preset], extra: Mapping[str, Any], dry_run: bool
+) -> RenderJob:
+    """Join both sides on the output's canvas."""
+    placed, canvas = place_reference(ready.reference, options.size, options.fit)
+    if dry_run and ready.stream is not None:
+        moved = ready.poses.on(canvas, place(ready.poses.canvas, canvas))  # empty: nobody was looked for
+    else:
+        goal = placed.pose if placed.pose is not None else canvas
+        moved = chain(ready.poses, presets, goal, options.align, options.rescale, options.drop, options.add)
+    return RenderJob(
+        picture=placed.pixels,
+        canvas=canvas,
+        poses=moved,
+        reference_pose=placed.pose,
+        driving_poses=ready.poses,
+        mask=placed.mask,
+        background=on_canvas(ready.background, canvas),
+        seed=options.seed,
+        options=extra,
+    )
 
-    return chain(
-        poses,
-        presets,
-        reference=placed.pose if placed.pose is not None else canvas,
-        align=options.align,  # type: ignore[arg-type]
-        rescale=options.rescale,
-        drop=options.drop,
-        add=options.add,
+
+def _recipe(
+    ready: _Inputs,
+    job: RenderJob,
+    engine: Engine,
+    options: RenderOptions,
+    presets: Sequence[Preset],
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    picture, drive = ready.reference.picture, ready.drive
+    return provenance.recipe(
+        command="render",
+        engine=engine.name,
+        options={
+            **options.resolved(),
+            **{f"{engine.name}.{key}": value for key, value in extra.items()},
+            "size": list(job.canvas.size),
+            "fps": [job.poses.fps.numerator, job.poses.fps.denominator],
+        },
+        seed=options.seed,
+        presets=[preset_record(one) for one in presets],
+        inputs=[
+            provenance.input_record("reference", picture.name, picture.sha256),
+            provenance.input_record("driving", drive.name, drive.sha256),
+            *options.file_records(),
+        ],
+        backend=ready.backend,
+        reference_pose={"origin": ready.reference.origin, "backend": ready.reference.backend},
+        mask=ready.reference.mask_method,
     )
 
 
@@ -234,7 +290,7 @@ def _write(
     job: RenderJob,
     result: RenderResult,
     options: RenderOptions,
-    audio: Any,
+    audio: AudioSource | None,
     overwrite: bool,
     warned: list[str],
     on_progress: Stage,
@@ -288,67 +344,8 @@ class _Panels:
         return np.concatenate([self._reference, pose, frame], axis=1)
 
 
-def _whole_plan(plan: Plan, drive: Driving) -> Plan:
+def _whole_plan(plan: Plan, *, extracts: bool) -> Plan:
     """The engine's estimate plus that of pose extraction, which runs before it."""
-    if drive.path is None:
+    if not extracts:
         return plan
     return replace(plan, seconds=plan.seconds + plan.frames / 30, notes=(*plan.notes, "pose extraction at 30 frames/s"))
-
-
-def extract_pose(
-    path: str | Path,
-    *,
-    backend: str | None = None,
-    person: str = "largest",
-    smooth: bool = True,
-    hands: bool = True,
-    start: Time | str | float | None = None,
-    end: Time | str | float | None = None,
-    duration: Time | str | float | None = None,
-    fps: Fraction | str | float | None = None,
-    on_progress: Stage = no_stages,
-) -> PoseSequence:
-    """The poses of a video or folder of frames, on its canvas; of a picture its figure's pose (one frame).
-
-    `person`: largest, first, track:N or all.  Errors: `NoFigureError` when nobody is found, `InputError` for what
-    cannot be read, `MissingExtraError` without a pose backend (a picture is then fitted by its outline).
-    """
-    from animx.pose.backend import choose_backend
-
-    options = RenderOptions.of(
-        backend=backend, person=person, smooth=smooth, start=start, end=end, duration=duration, fps=fps
-    )
-    if not Path(path).is_dir() and is_picture(path) and not moves(path):
-        return still_pose(path, backend=backend)[0]
-    drive = open_driving(path)
-    if drive.poses is not None:
-        raise UsageError(f"{path}: already holds poses. To change them: animx pose retarget, animx pose convert")
-    with ExitStack() as stack:
-        chosen = choose_backend(backend, hands=hands)
-        stack.callback(chosen.close)
-        return extract(drive, options, chosen, hands, lambda done, total: on_progress("pose", done, total))
-
-
-def still_pose(path: str | Path, *, backend: str | None = None) -> tuple[PoseSequence, Reference]:
-    """The pose of a picture's figure on the picture's own canvas, found as `render` finds it, and how it was found."""
-    from animx.image import read_picture
-    from animx.pose.backend import choose_backend
-
-    picture = read_picture(path)
-    with ExitStack() as stack:
-        try:
-            chosen = choose_backend(backend)
-            stack.callback(chosen.close)
-        except MissingExtraError:
-            if backend is not None:
-                raise
-            chosen = None
-        found = prepare_reference(picture, backend=chosen)
-    if found.pose is None:
-        raise NoFigureError(
-            f"{path}: no pose was found on the figure. Use --edit to get a skeleton file to place by hand"
-        )
-    own = picture.canvas
-    pose = found.pose.on(own, place(found.canvas, own))
-    source = {"name": picture.name, "hash": picture.sha256, "origin": found.origin}
-    return replace(pose, source={**source, **({"backend": found.backend} if found.backend else {})}), found

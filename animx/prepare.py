@@ -14,6 +14,7 @@ from animx.canvas import Canvas, Fit, Placement, place
 from animx.engine import Background
 from animx.errors import InputError, UsageError, nearest
 from animx.pose.sequence import PoseSequence
+from animx.pose.skeleton import JOINTS, TEMPLATE
 from animx.times import parse_colour, resolve_size
 
 if TYPE_CHECKING:
@@ -77,11 +78,13 @@ def prepare_reference(
     mask_file: Path | None = None,
     backend: PoseBackend | None = None,
     long_side: int = MAX_LONG_SIDE,
+    warn: bool = True,
 ) -> Reference:
     """Find the figure of `picture` and its pose, on the picture's canvas reduced to `long_side` [px].
 
     `ref_pose`: `auto` (detect, else fit to the outline), `fit`, `none`, or the path of a pose file or joints YAML.
-    `backend` None detects nothing: `auto` then fits.  Errors: `NoFigureError` (the mask covers under 3 %),
+    `backend` None detects nothing: `auto` then fits.  `warn`: a figure without limbs is worth a warning.
+    Errors: `NoFigureError` (the mask covers under 3 %),
     `InputError` (a file that does not match the picture).
     """
     from animx.image import resize
@@ -98,10 +101,10 @@ def prepare_reference(
         log.info("%s: %s", picture.name, note)
     if given is not None:
         return Reference(picture, pixels, canvas, mask.alpha, given, "file", mask.method)
-    figure = find_pose(pixels, mask.alpha, backend if ref_pose == "auto" else None, mode=ref_pose)  # type: ignore[arg-type]
+    figure = find_pose(pixels, mask.alpha, backend if ref_pose == "auto" else None, mode=ref_pose)
     for note in figure.notes:
         log.info("%s: %s", picture.name, note)
-    if figure.pose is None and ref_pose != "none":
+    if figure.pose is None and ref_pose != "none" and warn:
         log.warning(
             "%s: no limbs found, so the figure moves as a whole. To give it joints: "
             "animx pose extract %s --edit, correct the file, then --ref-pose FILE",
@@ -116,14 +119,33 @@ def prepare_reference(
 
 def read_reference_pose(path: Path, picture: Canvas, canvas: Canvas) -> PoseSequence:
     """Read a pose file or joints YAML made for a picture of size `picture`; returns it on `canvas`."""
+    found = read_single(path)
+    _same_shape(str(path), found.canvas, picture)
+    return found.on(canvas, place(found.canvas, canvas))
+
+
+def read_single(path: Path) -> PoseSequence:
+    """Read the one pose (one frame, one person) of a pose file or joints YAML."""
     from animx.pose.formats import read_poses
     from animx.pose.joints import read_joints
     from animx.pose.select import single
 
     poses = read_joints(path) if path.suffix.lower() in (".yaml", ".yml") else read_poses(path)
-    found = single(poses, str(path))
-    _same_shape(str(path), found.canvas, picture)
-    return found.on(canvas, place(found.canvas, canvas))
+    return single(poses, str(path))
+
+
+def template_pose(found: Reference) -> PoseSequence:
+    """A standing template body laid over the figure's box, on its canvas: a start for a person to correct."""
+    canvas = found.canvas
+    mask = np.ones(canvas.size[::-1], np.float32) if found.mask is None else found.mask
+    rows, columns = np.flatnonzero((mask > 0.5).any(1)), np.flatnonzero((mask > 0.5).any(0))
+    height = float(rows[-1] - rows[0] + 1)
+    keypoints = np.zeros((1, 1, JOINTS, 2), np.float32)
+    scores = np.zeros((1, 1, JOINTS), np.float32)
+    for joint, (x, y) in TEMPLATE.items():
+        keypoints[0, 0, joint] = (columns.mean() + x * height, rows[0] + (y + 0.5) * height)
+        scores[0, 0, joint] = 0.5
+    return PoseSequence(keypoints, scores, canvas)
 
 
 def read_mask(path: Path, picture: Canvas, canvas: Canvas) -> NDArray[np.float32]:

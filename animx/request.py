@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from animx import plugins, provenance
 from animx.canvas import Fit
 from animx.engine import Engine
-from animx.errors import AnimxError, UsageError, nearest
+from animx.errors import UsageError, nearest
 from animx.times import Time, parse_fps, parse_size, parse_time
 
 if TYPE_CHECKING:
     from animx.retarget.preset import Preset
+
+Align = Literal["robust", "released", "none"]
 
 Stage = Callable[[str, int, int], None]
 """`on_progress(stage, done, total)`; stages are `pose` and `render`, total 0 = unknown."""
@@ -39,7 +41,7 @@ class RenderOptions:
     """Factor by bone group (`--set legs=0.5`)."""
     drop: tuple[str, ...] = ()
     add: tuple[str, ...] = ()
-    align: str = "robust"
+    align: Align = "robust"
     ref_pose: str = "auto"
     """auto, fit, none, or the path of a pose file or joints YAML."""
     mask: Path | None = None
@@ -155,15 +157,25 @@ def choose_engine(name: str = "auto") -> tuple[Engine, str]:
 
 
 def engine_options(engine: Engine, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options `given` for the engine; one that it does not list is a `UsageError` naming both."""
-    for name in given:
+    """The options `given` for the engine, by name (`steps`) or with its own (`puppet.cell`).
+
+    One that belongs to another engine, or that it does not list, is a `UsageError` naming both.
+    """
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        owner, dot, name = key.partition(".")
+        shown = f"--set {key}" if dot else f"--{key.replace('_', '-')}"
+        name = name if dot else key
+        if dot and owner != engine.name:
+            raise UsageError(f"{shown} is no option of engine '{engine.name}', which is the one used here")
         if name not in engine.options:
             known = ", ".join(sorted(engine.options)) or "none"
             raise UsageError(
-                f"--{name.replace('_', '-')} cannot be used with engine '{engine.name}'."
-                f"{nearest(name, engine.options)} Leave it out, or choose another --engine. Its own options: {known}"
+                f"{shown} cannot be used with engine '{engine.name}'.{nearest(name, engine.options)} "
+                f"Leave it out, or choose another --engine. Options of its own: {known}"
             )
-    return dict(given)
+        found[name] = value
+    return found
 
 
 def load_presets(presets: Sequence[str | Path | Preset]) -> list[Preset]:
@@ -181,12 +193,10 @@ def preset_record(preset: Preset) -> dict[str, str]:
 
 
 def check_retargeting(options: RenderOptions) -> None:
-    """Refuse unknown groups before any work is done."""
+    """Refuse unknown bone groups and bad factors before any work is done (`UsageError`)."""
     from animx.retarget.preset import parse_preset
 
-    if options.rescale or options.drop or options.add:
-        fixed = {"rescale": dict(options.rescale), "drop": list(options.drop), "add": list(options.add)}
-        try:
-            parse_preset({"name": "options", **fixed}, "--set/--drop/--add")
-        except AnimxError as error:
-            raise UsageError(str(error)) from error
+    fixed = {"rescale": dict(options.rescale), "drop": list(options.drop), "add": list(options.add)}
+    given = {key: value for key, value in fixed.items() if value}
+    if given:
+        parse_preset(given, "--set, --drop, --add", error=UsageError)

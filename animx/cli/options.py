@@ -94,6 +94,8 @@ class Command(click.Command):
         own: list[tuple[str, str]] = []
         common: list[tuple[str, str]] = []
         for parameter in self.get_params(context):
+            if isinstance(parameter, click.Argument):
+                continue
             record = parameter.get_help_record(context)
             if record is not None:
                 (common if shared & set(parameter.opts) else own).append(record)
@@ -196,26 +198,32 @@ ranges = several(
 """`--start`, `--end`, `--duration`, `--fps`."""
 
 
-def split_sets(sets: tuple[str, ...]) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
-    """Split `--set` values into bone groups (`legs=0.5`) and engine options (`puppet.cell=12`, by engine name)."""
-    groups: dict[str, float] = {}
-    engines: dict[str, dict[str, Any]] = {}
-    for text in sets:
-        key, sign, value = text.partition("=")
-        key = key.strip()
-        if not sign or not key or not value.strip():
-            raise UsageError(f"--set '{text}': use KEY=VALUE, as in legs=0.5")
-        if "." in key:
-            from animx.config import parse_override
+def split_sets(sets: tuple[str, ...]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Split `--set` values into bone groups (`legs=0.5`) and engine options (`puppet.cell=12`)."""
+    from animx.config import parse_override
+    from animx.retarget.preset import parse_rescale
 
-            path, parsed = parse_override(text)
-            engines.setdefault(path[0], {})[".".join(path[1:])] = parsed
-            continue
-        try:
-            groups[key] = float(value)
-        except ValueError:
-            raise UsageError(f"--set {key}={value}: the factor of a bone group is a number, as in legs=0.5") from None
-    return groups, engines
+    groups = [text for text in sets if "." not in text.partition("=")[0] or text.startswith("rescale.")]
+    engines: dict[str, Any] = {}
+    for text in sets:
+        if text not in groups:
+            path, value = parse_override(text)
+            engines[".".join(path)] = value
+    return parse_rescale(groups), engines
+
+
+def operations(texts: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
+    """`--op smooth:seconds=0.4,order=2` as (name, parameters); the operation must exist."""
+    from animx import plugins
+    from animx.config import parse_override
+
+    found = []
+    for text in texts:
+        name, _, rest = text.partition(":")
+        plugins.load("retarget_ops", name)
+        pairs = [parse_override(pair) for pair in rest.split(",") if pair]
+        found.append((name, {".".join(path): value for path, value in pairs}))
+    return found
 
 
 def words(values: tuple[str, ...]) -> tuple[str, ...]:
