@@ -7,13 +7,13 @@ encoder).  Order is kept and memory is bounded: frames flow, only poses are held
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,6 @@ from animx.driving import (
 )
 from animx.engine import Background, Engine, Plan, RenderJob
 from animx.errors import UsageError
-from animx.overlap import Drain
 from animx.pose.sequence import PoseSequence
 from animx.prepare import (
     Reference,
@@ -313,18 +312,12 @@ def _write(
             audio=audio,
             comment=provenance.as_comment(result.recipe),
         ) as writer,
-        Drain(writer.write) as encoder,
+        closing(cast("Generator[NDArray[np.uint8], None, None]", engine.render(job))) as frames,
     ):
-        frames = engine.render(job)
-        try:
-            for done, frame in enumerate(frames):
-                shown = frame if panels is None else panels.beside(frame, done)
-                encoder.put(shown.copy() if alpha else np.ascontiguousarray(shown[..., :3]))
-                on_progress("render", done + 1, total)
-        finally:
-            close = getattr(frames, "close", None)
-            if close is not None:
-                close()
+        for done, frame in enumerate(frames):
+            shown = frame if panels is None else panels.beside(frame, done)
+            writer.write(shown if alpha else shown[..., :3])  # encodes in a thread of its own
+            on_progress("render", done + 1, total)
         note.write_text(provenance.as_text({**result.recipe, "warnings": sorted(warned)}), encoding="utf-8")
 
 
