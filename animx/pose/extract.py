@@ -51,8 +51,8 @@ def extract_poses(
 ) -> PoseSequence:
     """The poses of a clip: one person by `person`, or with `all` every person seen.
 
-    `person`: `largest` (size summed over the clip), `first`, `track:N`, `all`.  `hands=False` leaves hands and face
-    out.  Frames in which the person is not found have all scores 0.  `fps` is the stream's (else from the times).  `source`
+    `person`: `largest` (size summed over the clip), `first`, `track:N`, `all`.  `hands=False`: no hands, no face.
+    Frames in which the person is not found have all scores 0.  `fps` is the stream's (else from the times).  `source`
     (`name`, `hash`) is kept and gets `backend`.  Errors: `NoFigureError` when nobody is found in any frame,
     `UsageError` for a choice the backend cannot make, `InputError` for no frames or changing sizes.
     """
@@ -147,15 +147,17 @@ class _Reader:
             before = None if frame in self.cuts else poses.get(frame - 1)
             after = None if frame + 1 in self.cuts else poses.get(frame + 1)
             fps = float(self.fps)
-            if mending.is_suspect(before, poses[frame], after, reach.height, reach.lengths, fps):
-                suspects.append((number, track))
-            reach.learn(poses[frame])
+            now = poses[frame]
+            if mending.is_suspect(before, now, after, reach.height, reach.lengths, fps) or reach.doubts(frame, now):
+                suspects.append((number, track, now))
+            reach.learn(now)
         if suspects:
             found = self._backend.detect(pixels, still=True)
-            for number, track in suspects:
+            for number, track, now in suspects:
                 pose = self.tracker.match(track, found, frame)
                 if pose is not None:
                     self.second[frame, number] = pose
+                self._reaches[number].looked(frame, helped=pose is not None and mending.is_surer(pose, now))
 
     def sequences(
         self, tracks: list[tuple[int, Track]], hands: bool, source: Mapping[str, Any]
@@ -195,24 +197,37 @@ class _Reader:
 
 
 class _Reach:
-    """The figure's height and greatest limb lengths so far, learnt frame by frame [px]."""
+    """What is known of a track: figure height and greatest limb lengths of the last 48 poses [px], and doubts."""
 
     def __init__(self) -> None:
         self.height = 0.0
         self.lengths = np.zeros(JOINTS)
         self._recent: list[NDArray[np.float32]] = []
+        self._next = 3
+        self._pause, self._not_before = 1, 0
+
+    def doubts(self, frame: int, pose: NDArray[np.float32]) -> bool:
+        """Whether a guessed limb joint is worth a second look: less and less often while that does not help."""
+        if not mending.is_unsure(pose):
+            self._pause = 1
+            return False
+        return frame >= self._not_before
+
+    def looked(self, frame: int, *, helped: bool) -> None:
+        """Remember whether a second look was surer."""
+        self._pause = 1 if helped else min(2 * self._pause, 24)
+        self._not_before = frame + self._pause
 
     def learn(self, pose: NDArray[np.float32]) -> None:
-        """Take a pose [134, >= 3] in; the values follow the last 48 poses."""
-        self._recent = [*self._recent[-47:], pose[:24, :3]]
-        if len(self._recent) < 48 or len(self._recent) % 8 == 0:
-            recent = np.stack(self._recent)
-            self.height = mending.figure_height(recent[..., :2], recent[..., 2])
-            for joint, parent in mending.LIMB_PARENTS.items():
-                seen = (recent[:, joint, 2] > 0) & (recent[:, parent, 2] > 0)
-                if seen.sum() >= 5:
-                    length = np.linalg.norm(recent[seen, joint, :2] - recent[seen, parent, :2], axis=-1)
-                    self.lengths[joint] = np.percentile(length, 90)
+        """Take a pose [134, >= 3] in; the values are renewed at growing intervals."""
+        self._recent.append(pose[:24, :3])
+        if len(self._recent) < self._next:
+            return
+        recent = np.stack(self._recent[-48:])
+        self._recent = self._recent[-47:]
+        self._next = min(2 * len(recent), 48) if len(recent) < 48 else len(self._recent) + 12
+        self.height = mending.figure_height(recent[..., :2], recent[..., 2])
+        self.lengths = mending.limb_reach(recent[..., :2], recent[..., 2], self.height)
 
 
 def _coarse(pixels: NDArray[np.uint8]) -> NDArray[np.int16]:

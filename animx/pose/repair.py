@@ -23,6 +23,9 @@ DEPARTED = 0.08
 LOOSE_HAND = 0.12
 """A hand whose root lies farther than this from the wrist belongs to somebody or something else [H]."""
 
+UNSURE = 0.3
+"""A joint with a lower score is a guess."""
+
 LIMB_PARENTS = {3: 2, 4: 3, 6: 5, 7: 6, 9: 8, 10: 9, 12: 11, 13: 12}
 """Limb joint -> its parent, parents first: the joints in which detectors err grossly."""
 
@@ -61,25 +64,56 @@ def is_suspect(
     In: poses [K, 3] (x, y, score) of three frames in a row (None at the ends), figure height [px], greatest usual
     length per limb joint [K] (0 = not known yet), frame rate.
     """
+    if height <= 0:
+        return False
     slack = max(1.0, 24.0 / fps)
-    neighbours = [one for one in (before, after) if one is not None]
+    length, allowed = _lengths(now), DEPARTED * (0.7 + 0.6 * now[_LIMBS, 2])  # of an unsure joint less is enough
+    seen = (now[_LIMBS, 2] > 0) & (now[_ROOTS, 2] > 0)
+    usual = np.where(reach[_LIMBS] > 0, reach[_LIMBS], np.inf)
+    if (seen & (length > STRETCHED * usual)).any():
+        return True
+    near = [one for one in (before, after) if one is not None]
+    if not near:
+        return False
+    for one in near:
+        seen &= (one[_LIMBS, 2] > 0) & (one[_ROOTS, 2] > 0)
+    middle = sum(one[_LIMBS, :2] for one in near) / len(near)
+    jump = np.hypot(*(now[_LIMBS, :2] - middle).T) * len(near) / 2  # with one neighbour half of a step is usual
+    shrunk = np.abs(length - sum(_lengths(one) for one in near) / len(near)) > 0.4 * usual * slack
+    return bool((seen & ((jump > allowed * height * slack) | shrunk)).any())
+
+
+def is_unsure(pose: NDArray[np.float32]) -> bool:
+    """Whether a limb joint is only guessed: a score under 0.3; pose [K, >= 3]."""
+    return bool((pose[_LIMBS, 2] < UNSURE).any())
+
+
+def is_surer(pose: NDArray[np.float32], than: NDArray[np.float32]) -> bool:
+    """Whether `pose` is sure of a limb joint that `than` only guesses; both [K, >= 3]."""
+    return bool(((than[_LIMBS, 2] < UNSURE) & (pose[_LIMBS, 2] >= 0.5)).any())
+
+
+def limb_reach(points: NDArray[np.float32], scores: NDArray[np.float32], height: float) -> NDArray[np.float64]:
+    """The greatest usual length of each limb joint's bone [K] px, from poses [T, K, 2], [T, K] and the figure's height.
+
+    At least what a template body of that height has: arms that only ever came foreshortened are not short.
+    """
+    reach = np.zeros(points.shape[1])
     for joint, parent in LIMB_PARENTS.items():
-        if now[joint, 2] <= 0 or now[parent, 2] <= 0:
-            continue
-        length = np.linalg.norm(now[joint, :2] - now[parent, :2])
-        if reach[joint] > 0 and length > STRETCHED * reach[joint]:
-            return True
-        seen = [one for one in neighbours if one[joint, 2] > 0 and one[parent, 2] > 0]
-        if not seen:
-            continue
-        middle = np.mean([one[joint, :2] for one in seen], axis=0)
-        jump = np.linalg.norm(now[joint, :2] - middle) / (1 if len(seen) == 2 else 2)
-        usual = np.mean([np.linalg.norm(one[joint, :2] - one[parent, :2]) for one in seen])
-        if jump > 0.9 * DEPARTED * height * slack:
-            return True
-        if reach[joint] > 0 and abs(length - usual) > 0.4 * reach[joint] * slack:
-            return True
-    return False
+        reach[joint] = height * np.hypot(*np.subtract(TEMPLATE[joint], TEMPLATE[parent]))
+        seen = (scores[:, joint] > 0) & (scores[:, parent] > 0)
+        if seen.sum() >= 5:
+            length = np.linalg.norm(points[seen, joint] - points[seen, parent], axis=-1)
+            reach[joint] = max(reach[joint], float(np.percentile(length, 90)))
+    return reach
+
+
+_LIMBS, _ROOTS = list(LIMB_PARENTS), list(LIMB_PARENTS.values())
+
+
+def _lengths(pose: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths: NDArray[np.float32] = np.hypot(*(pose[_LIMBS, :2] - pose[_ROOTS, :2]).T)
+    return lengths
 
 
 def repair(poses: PoseSequence, second: PoseSequence | None = None, *, breaks: Sequence[int] = ()) -> PoseSequence:
