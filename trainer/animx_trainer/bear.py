@@ -39,7 +39,7 @@ SCENE = "meadow"
 
 def draw(painter: Painter, pose: Pose, c: Colours) -> None:
     """Paint it in the pose.  Colours: see `PALETTES`."""
-    h, line, at = pose.height, 0.004 * pose.height, spine(pose, below=0.06)
+    line, at = 0.004 * pose.height, spine(pose, below=0.06)
     edge, radii = shadow_of(c["fur"], 1.4), (0.052, 0.048, 0.042)
     paint_arms(painter, pose, c["fur"], radii, c["paw"], 0.042, behind=True)
     paint_legs(painter, pose, c["fur"], (0.072, 0.062, 0.052), c["paw"], 0.048)

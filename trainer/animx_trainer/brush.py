@@ -167,8 +167,8 @@ class Painter:
         """Paint the union of `shapes`.
 
         `bottom`: colour at the lower end (a vertical gradient); `outline` and its `width` [px]; `shade` 0..1: strength
-        of the soft light from the upper left, rounded over `softness` of the shape's smaller side; `shadow` 0..1: how much
-        it darkens what lies under and beside it; `clip`: paint only there.
+        of the soft light from the upper left, rounded over `softness` of the shape's smaller side; `shadow` 0..1: how
+        much it darkens what lies under and beside it; `clip`: paint only there.
         """
         shapes = [shapes] if isinstance(shapes, Blob | Tube) else list(shapes)
         window, reach = self._window(shapes, width, softness)
@@ -187,8 +187,9 @@ class Painter:
         fill: NDArray[np.float32] = np.asarray(colour, np.float32)
         if bottom is not None:
             rows = np.flatnonzero(cover.any(1))
-            low, high = (rows[0], rows[-1]) if len(rows) else (0, 1)
-            t = np.clip((np.arange(cover.shape[0]) - low) / max(1, high - low), 0, 1).astype(np.float32)[:, None, None]
+            low, high = (int(rows[0]), int(rows[-1])) if len(rows) else (0, 1)
+            t = np.clip((np.arange(cover.shape[0]) - low) / max(1, high - low), 0, 1)[:, None, None]
+            t = np.asarray(t, np.float32)
             fill = fill * (1 - t) + np.asarray(bottom, np.float32) * t
         if shade > 0:
             fill = _lit(fill, cover, shade, reach * self.scale)
@@ -279,6 +280,6 @@ def _blur(mask: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
 
 def _fixed(points: NDArray[np.floating[Any]], origin: tuple[int, int], scale: int) -> NDArray[np.int32]:
-    """Points in canvas px as OpenCV's fixed-point coordinates on a window of the fine grid, pixel centres on integers."""
+    """Points in canvas px as OpenCV's fixed-point coordinates on a window of the fine grid (pixel centres whole)."""
     fine: NDArray[np.int32] = np.round((points * scale - np.asarray(origin) - 0.5) * _ONE).astype(np.int32)
     return fine

@@ -75,8 +75,9 @@ class Key:
     def of(row: Vector) -> Key:
         """The pose of one row of `numbers`."""
         r = [float(v) for v in row]
+        x, high, lean, sway, yaw, tilt, look = r[:7]
         return Key(
-            *r[:7],
+            x, high, lean, sway, yaw, tilt, look,
             (r[7], r[8], r[9], r[10]), (r[11], r[12], r[13], r[14]),
             (r[15], r[16], r[17]), (r[18], r[19], r[20]), r[21],
         )  # fmt: skip
@@ -316,9 +317,10 @@ def skeleton(body: Proportions, key: Key, canvas: Canvas, *, size: float = 0.7, 
     top = neck + up * b.head
 
     def on_canvas(points: Vector) -> Vector:
-        out = points * height
+        out: Vector = points * height
         out[..., 1] += 0.10 * out[..., 2]  # the camera looks down a little: what is nearer lies lower
-        return out + np.array([canvas.width / 2, ground, 0.0])
+        out += np.array([canvas.width / 2, ground, 0.0])
+        return out
 
     joints[:, 2] -= pelvis[2]
     return Pose(on_canvas(joints), on_canvas(top), height, ground, key)

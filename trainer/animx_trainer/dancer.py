@@ -1,7 +1,7 @@
 """The human dancer: skin, hair, a face, a shirt, trousers and shoes, drawn from joints with the brush.
 
-A flat-coloured person with these parts is found by pose detectors, so a clip of it has true keypoints and can be shown to
-anybody: no recording of a real person is in it.
+A flat-coloured person with these parts is found by pose detectors, so a clip of it has true keypoints and can be
+shown to anybody: no recording of a real person is in it.
 """
 
 from __future__ import annotations
@@ -312,8 +312,8 @@ def _head(painter: Painter, pose: Pose, colours: Mapping[str, Colour], line: flo
     _mouth(painter, pose, at, flat, edge)
     fringe = [
         at(-8.2, 1.4), at(-8.0, 6.0), centre + right * -0.045 * h + up * 0.093 * h, centre + up * 0.103 * h,
-        centre + right * 0.05 * h + up * 0.092 * h, at(8.0, 6.0), at(8.3, 1.2), at(7.0, 3.4), at(5.2, 5.4), at(2.2, 6.4),
-        at(-0.8, 5.2), at(-3.6, 5.8), at(-6.4, 4.0),
+        centre + right * 0.05 * h + up * 0.092 * h, at(8.0, 6.0), at(8.3, 1.2), at(7.0, 3.4), at(5.2, 5.4),
+        at(2.2, 6.4), at(-0.8, 5.2), at(-3.6, 5.8), at(-6.4, 4.0),
     ]  # fmt: skip
     painter.paint(
         blob(fringe), colours["hair"], outline=shadow_of(colours["hair"], 1.2), width=line, shade=0.9, softness=0.35

@@ -111,7 +111,7 @@ def paint_arms(
     *,
     behind: bool,
 ) -> None:
-    """The arms that are behind the body, or those that are not; `radii` at shoulder, elbow, wrist and `size` in heights."""
+    """The arms behind the body, or the others; `radii` at shoulder, elbow, wrist and the hand's `size` in heights."""
     for side, (shoulder, *others) in _ARM.items():
         depth = pose.joints[:, 2]
         if (float(depth[others].mean() - depth[shoulder]) < -0.03 * pose.height) == behind:
@@ -178,7 +178,7 @@ def paint_eyes(
     ink: Colour,
     slide: float,
 ) -> None:
-    """Two big dark eyes with lights at height `v`, `apart` from the middle; they blink and slide with the turned head."""
+    """Two big dark eyes with lights at height `v`, `apart` from the middle; they blink, and slide with the head."""
     h, flat = pose.height, float(np.sqrt(1 - turned(pose) ** 2))
     for side in (-1, 1):
         x = side * apart * flat + slide
@@ -195,8 +195,8 @@ def paint_eyes(
 
 
 def paint_face(
-    painter: Painter, pose: Pose, at: At, clip: Stencil, *, v: float, eye: tuple[float, float], apart: float, cheek: Colour,
-    mouth: float, ink: Colour = INK,
+    painter: Painter, pose: Pose, at: At, clip: Stencil, *, v: float, eye: tuple[float, float], apart: float,
+    cheek: Colour, mouth: float, ink: Colour = INK,
 ) -> None:  # fmt: skip
     """Eyes, cheeks and a mouth on the body itself; `mouth`: its half width.  All in heights."""
     h, turn = pose.height, turned(pose)

@@ -34,7 +34,8 @@ def draw(painter: Painter, pose: Pose, c: Colours) -> None:
 
     def loose(u: float, v: float) -> Points:
         """A place that follows the body later, the more the lower it lies."""
-        return at(u, v) - drag * max(0.0, 0.42 - v) ** 1.5 * h
+        lag: Points = drag * (max(0.0, 0.42 - v) ** 1.5 * h)
+        return at(u, v) - lag
 
     right = tuple((-u, v) for u, v in reversed(_LEFT))
     sheet = painter.paint(

@@ -45,7 +45,7 @@ _DOTS = (
 
 def draw(painter: Painter, pose: Pose, c: Colours) -> None:
     """Paint it in the pose.  Colours: see `PALETTES`."""
-    h, line, at = pose.height, 0.004 * pose.height, spine(pose, below=0.05)
+    line, at = 0.004 * pose.height, spine(pose, below=0.05)
     radii = (0.026, 0.023, 0.020)
     paint_arms(painter, pose, c["limb"], radii, c["glove"], 0.034, behind=True)
     paint_legs(painter, pose, c["limb"], (0.032, 0.028, 0.025), c["shoe"], 0.036)

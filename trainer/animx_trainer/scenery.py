@@ -34,8 +34,9 @@ def _rows(canvas: Canvas, *stops: tuple[float, Colour]) -> Picture:
     """A vertical gradient through `(place 0..1, colour)`."""
     y = (np.arange(canvas.height) + 0.5) / canvas.height
     places = [place for place, _ in stops]
-    row = np.stack([np.interp(y, places, [colour[k] for _, colour in stops]) for k in range(3)], 1)
-    return np.repeat(row[:, None].astype(np.float32), canvas.width, 1)
+    row: NDArray[np.float64] = np.stack([np.interp(y, places, [colour[k] for _, colour in stops]) for k in range(3)], 1)
+    out: Picture = np.repeat(row[:, None].astype(np.float32), canvas.width, 1)
+    return out
 
 
 def _laid(picture: Picture, painter: Painter) -> Picture:
@@ -57,7 +58,7 @@ def _studio(canvas: Canvas, floor: float, rng: np.random.Generator) -> Picture:
     h, w = out.shape[:2]
     yy, xx = np.mgrid[0:h, 0:w].astype(np.float32)
     glow = np.exp(-(((xx - w / 2) / (0.42 * w)) ** 2 + ((yy - 0.42 * h) / (0.36 * h)) ** 2))
-    return (out + (1 - out) * (0.45 * glow)[..., None]).astype(np.float32)
+    return np.asarray(out + (1 - out) * (0.45 * glow)[..., None], np.float32)
 
 
 def _plain(canvas: Canvas, floor: float, rng: np.random.Generator) -> Picture:
@@ -115,15 +116,17 @@ def _meadow(canvas: Canvas, floor: float, rng: np.random.Generator) -> Picture:
     out = _rows(canvas, (0, hexcolour("#8fcdf2")), (0.6, hexcolour("#d9f1fb")), (1, hexcolour("#eef9fc")))
     painter = Painter(canvas)
     for cx, cy, size in ((0.2, 0.12, 0.05), (0.82, 0.22, 0.042)):
-        puffs = [ellipse(((cx + dx) * w, cy * h + dy * h), r * size * h, r * size * h * 0.8)
-                 for dx, dy, r in ((-0.09, 0.012, 0.8), (0, -0.008, 1.1), (0.09, 0.01, 0.85), (0.02, 0.02, 1.0))]  # fmt: skip
+        puffs = [
+            ellipse(((cx + dx) * w, cy * h + dy * h), r * size * h, r * size * h * 0.8)
+            for dx, dy, r in ((-0.09, 0.012, 0.8), (0, -0.008, 1.1), (0.09, 0.01, 0.85), (0.02, 0.02, 1.0))
+        ]
         painter.paint(puffs, (1, 1, 1), opacity=0.85)
-    for base, colour, low, wave, tall in (
+    for base, high, low, wave, tall in (
         (0.70, "#a9d8a0", "#8fca8c", 0.3, 0.035),
         (0.80, "#86c56f", "#5fa950", 2.4, 0.018),
     ):
         ridge = [(w * u, h * (base + tall * np.sin(wave + 5 * u))) for u in np.linspace(-0.1, 1.1, 12)]
-        painter.paint(blob([*ridge, (1.3 * w, 1.3 * h), (-0.3 * w, 1.3 * h)]), hexcolour(colour), bottom=hexcolour(low))
+        painter.paint(blob([*ridge, (1.3 * w, 1.3 * h), (-0.3 * w, 1.3 * h)]), hexcolour(high), bottom=hexcolour(low))
     for x, y, k in zip(rng.uniform(0.03, 0.97, 26), rng.uniform(0.87, 0.985, 26), rng.integers(0, 3, 26), strict=True):
         colour = ((1.0, 0.98, 0.9), (1.0, 0.85, 0.35), (0.98, 0.62, 0.7))[int(k)]
         for a in np.arange(5) * 2 * np.pi / 5:

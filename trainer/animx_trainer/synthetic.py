@@ -3,7 +3,8 @@
     character(kind, seed) + dance(name) -> Pose -> draw_character -> (rgb, mask, keypoints)
 
 They feed tests, the shipped example and, later, training: any character dances any dance, so pairs of the same
-motion on different bodies cost nothing.  Everything is a function of its arguments; the same call gives the same pixels.
+motion on different bodies cost nothing.  Everything is a function of its arguments: the same call gives the
+same pixels.
 """
 
 from __future__ import annotations
