@@ -113,9 +113,9 @@ MOVES: MappingProxyType[str, tuple[Key, ...]] = MappingProxyType({
             right_foot=(0.24, 0, 0)),
     ),
     "kick": (
-        Key(x=-0.02, high=0.90, lean=-3, left=(48, 10, -10, 40), right=(60, 0, 20, 20), left_foot=(0.1, 0.1, 0),
+        Key(x=0.0, high=0.90, lean=-3, left=(48, 10, -10, 40), right=(60, 0, 20, 20), left_foot=(0.1, 0.1, 0),
             right_foot=(0.16, 0, 0)),
-        Key(x=-0.015, high=0.985, lean=-12, sway=-8, tilt=6, left=(86, 0, 74, 0), right=(112, 0, 140, 0),
+        Key(x=0.02, high=0.985, lean=-12, sway=-8, tilt=6, left=(86, 0, 74, 0), right=(112, 0, 140, 0),
             left_foot=(0.66, 0.40, 0.1), right_foot=(0.14, 0, 0), smile=0.9),
     ),
     "jump": (

@@ -27,7 +27,8 @@ def floor_shadow(picture: Picture, x: float, floor: float, wide: float, strength
     h, w = picture.shape[:2]
     yy, xx = np.mgrid[0:h, 0:w].astype(np.float32) + np.float32(0.5)
     far = ((xx - x) / max(wide, 1.0)) ** 2 + ((yy - floor) / max(0.16 * wide, 1.0)) ** 2
-    return (picture * (1 - np.float32(strength) * np.exp(-far * 1.6))[..., None]).astype(np.float32)
+    kept: Picture = (1 - strength * np.exp(-far * 1.6)).astype(np.float32)
+    return picture * kept[..., None]
 
 
 def _rows(canvas: Canvas, *stops: tuple[float, Colour]) -> Picture:
