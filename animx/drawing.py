@@ -1,10 +1,10 @@
-"""Poses as pictures: the clip or picture that `animx pose draw` writes, and the sheet of `animx presets preview`."""
+"""Poses as pictures: the clip or picture that `animx pose draw` writes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from animx.canvas import Canvas, place
+from animx.canvas import Canvas
 from animx.driving import Ahead, is_still
 from animx.errors import InputError, UsageError
 from animx.pose.select import select_person
 from animx.pose.sequence import PoseSequence
 from animx.pose.skeleton import JOINTS, L_ELBOW, L_KNEE, L_WRIST, R_ELBOW, R_KNEE, R_WRIST, TEMPLATE
-from animx.request import Stage, load_presets, no_stages
+from animx.request import Stage, no_stages
 
 if TYPE_CHECKING:
     from animx.video import Frame
@@ -147,62 +147,6 @@ class _Painter:
         drawn = draw_pose(self.poses, t, canvas=self.canvas, hands=self._hands, face=self._face,
                           min_score=self._min_score)  # fmt: skip
         return np.where(drawn.any(axis=2, keepdims=True), drawn, ground)
-
-
-# ---- presets preview ----
-
-
-CELL = Canvas(216, 288)
-"""One cell of the sheet [px]."""
-LABEL = 24
-"""Height of a row's label [px]."""
-
-
-def contact_sheet(
-    presets: Sequence[str | Path], source: str | Path | PoseSequence | None = None, frames: int = 6
-) -> Image:
-    """The same frames under several presets, RGB: one row a preset, one column a moment.
-
-    `source` None: a waving, stepping template body.  All rows share one scale, so lengths can be compared.
-    """
-    import cv2
-
-    from animx.pose.draw import draw_pose
-    from animx.pose.formats import read_poses
-    from animx.retarget.chain import retarget as chain
-
-    if source is None:
-        poses = template_dance()
-    else:
-        poses = select_person(source if isinstance(source, PoseSequence) else read_poses(source))
-    picks = np.unique(np.linspace(0, poses.frames - 1, max(1, frames)).round().astype(int))
-    rows = [(preset.name, chain(poses, [preset])) for preset in load_presets(presets)]
-    view = _view([made for _, made in rows], picks)
-    sheet = np.full((len(rows) * (CELL.height + LABEL), len(picks) * CELL.width, 3), 24, np.uint8)
-    for row, (name, made) in enumerate(rows):
-        top = row * (CELL.height + LABEL)
-        cv2.putText(sheet, name, (6, top + LABEL - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (235, 235, 235), 1, cv2.LINE_AA)
-        placed = view(made)
-        for column, t in enumerate(picks):
-            cell = draw_pose(placed, int(t))
-            sheet[top + LABEL : top + LABEL + CELL.height, column * CELL.width : (column + 1) * CELL.width] = cell
-    return sheet
-
-
-def _view(rows: Sequence[PoseSequence], picks: NDArray[np.int_]) -> Callable[[PoseSequence], PoseSequence]:
-    """One map for all rows from their canvas to the cell: the box of all joints shown, with a margin."""
-    points = np.concatenate([made.keypoints[picks, 0][made.scores[picks, 0] > 0] for made in rows])  # [N, 2]
-    if not len(points):
-        raise InputError("no joint is visible in the frames of the preview")
-    low, high = points.min(0), points.max(0)
-    margin = 0.08 * float((high - low).max()) + 1
-    width, height = (high - low + 2 * margin).tolist()
-    box = Canvas(max(1, round(width)), max(1, round(height)))
-    where = place(box, CELL, "contain")
-    shifted = replace(
-        where, dx=where.dx - where.sx * (float(low[0]) - margin), dy=where.dy - where.sy * (float(low[1]) - margin)
-    )
-    return lambda made: made.on(CELL, shifted)
 
 
 def template_dance(frames: int = 48) -> PoseSequence:

@@ -113,15 +113,23 @@ def preview(
     Without POSE a template body dances.
     """
     from animx.atomic import check_target
-    from animx.drawing import contact_sheet
+    from animx.drawing import template_dance
     from animx.image import write_picture
+    from animx.pose.select import select_person
     from animx.retarget.preset import list_presets
+    from animx.retarget.preview import contact_sheet
 
     check_target(output, overwrite)
     if not chosen:
         usable = [one.name for one in list_presets() if one.preset is not None]
         chosen = tuple(sorted(usable, key=lambda name: (name != "identity", name)))
-    sheet = contact_sheet(chosen, source, frames)
+    if source is None:
+        poses = template_dance()
+    else:
+        from animx.pose.formats import read_poses
+
+        poses = select_person(read_poses(source))
+    sheet = contact_sheet(poses, chosen, frames)
     write_picture(output, sheet, overwrite=overwrite)
     out.say(f"animx: wrote {output}: {len(chosen)} presets, {sheet.shape[1]}x{sheet.shape[0]} px")
     out.wrote({"output": output, "presets": list(chosen), "size": [sheet.shape[1], sheet.shape[0]]}, [output])
