@@ -208,36 +208,110 @@ def _cut_arms(
     """Pixels of each swinging arm and the arm's radius [px]."""
     if not body.arms:
         return {}, {}
-    radius = {side: _arm_radius(solid, edges, body, side) for side in body.arms}
-    owner = _voronoi(solid, edges, body)
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB).astype(np.float32)
+    reach = {side: _arm_reach(solid, lab, edges, body, side) for side in body.arms}
+    radius = {side: sum(found.typical) / 2 for side, found in reach.items()}
+    owner = _voronoi(solid, edges, body)
     arms: dict[str, Flags] = {}
     for index, side in enumerate(body.arms, start=1):
         region = owner == index
         region |= _beyond_shoulder(solid, body, side, radius[side]) & (owner <= 0)
-        region = _trimmed(region, solid, lab, body, side, radius[side])
+        region = _trimmed(region, solid, lab, body, side, reach[side])
         arms[side] = region
     return _islands_home(arms, solid, body), radius
 
 
-def _arm_radius(solid: Flags, edges: Grey, body: Anatomy, side: str) -> float:
-    """Median length of rays sideways from the bones to the first strong edge or the figure's rim [px]."""
+@dataclass(frozen=True)
+class Reach:
+    """How far an arm reaches from its bones, measured by rays at points along them."""
+
+    points: NDArray[np.float64]  # [R, 2] px, on the bones
+    outer: NDArray[np.float64]  # [R] px, away from the trunk
+    inner: NDArray[np.float64]  # [R] px, towards it
+    bordered: Flags  # [R] the outer ray ended at a foreign colour, not at the rim
+    least: float
+
+    @property
+    def typical(self) -> tuple[float, float]:
+        """Median outer and inner reach [px]."""
+        return max(float(np.median(self.outer)), self.least), max(float(np.median(self.inner)), self.least)
+
+
+def _arm_reach(solid: Flags, lab: Grey, edges: Grey, body: Anatomy, side: str) -> Reach:
+    """Cast rays sideways from the arm's bones.
+
+    A ray ends at the rim or where the arm's colours end; a fold or an outline does not end it, the colour must stay
+    foreign for a while.  Towards the trunk, where a coat may have the sleeve's colour, a strong edge ends it too.
+    """
     line = arm_line(body, side)
-    lengths = []
+    near_bone = _distance_to(solid.shape, line) < max(2.0, 0.006 * body.height)
+    colours = _main_colours(lab[near_bone & solid]) if (near_bone & solid).sum() > 20 else None
+    trunk = (body.neck + body.mid_hip) / 2
+    patience = max(3, round(0.015 * body.height))
     limit = 0.6 * sum(float(np.linalg.norm(b - a)) for a, b in zip(line[:-1], line[1:], strict=True))
+    starts, reaches = [], []
     for bone, (a, b) in enumerate(zip(line[:-1], line[1:], strict=True)):
         d = b - a
-        normal = np.array([-d[1], d[0]]) / max(float(np.linalg.norm(d)), 1e-6)
-        for t in np.linspace(0.45 if bone == 0 else 0.05, 0.95, 9):
-            for sign in (-1.0, 1.0):
-                for step in range(1, int(limit) + 1):
-                    x, y = a + t * d + sign * step * normal
-                    if not (0 <= x < solid.shape[1] and 0 <= y < solid.shape[0]) or not solid[int(y), int(x)]:
-                        break
-                    if step > 0.012 * body.height and edges[int(y), int(x)] > 1.3:
-                        break
-                lengths.append(step)
-    return float(max(np.median(lengths), 0.012 * body.height, 3.0))
+        away = np.array([-d[1], d[0]]) / max(float(np.linalg.norm(d)), 1e-6)
+        if float(away @ (trunk - a)) > 0:
+            away = -away
+        for t in np.linspace(0.45 if bone == 0 else 0.05, 0.95, 12):
+            pair: list[int] = []
+            for direction, stops_at_edges in ((away, False), (-away, True)):
+                points = a + t * d + direction * np.arange(1, int(limit) + 2)[:, None]
+                x, y = points[:, 0].astype(int), points[:, 1].astype(int)
+                inside = (points >= 0).all(1) & (x < solid.shape[1]) & (y < solid.shape[0])
+                inside[inside] = solid[y[inside], x[inside]]
+                reach = int(np.argmin(inside)) if not inside.all() else len(inside)
+                foreign = np.zeros(reach, bool)
+                if colours is not None:
+                    foreign = np.linalg.norm(lab[y[:reach], x[:reach], None] - colours, axis=-1).min(1) > 22
+                pair += _ray_end(foreign, edges[y[:reach], x[:reach]] > 2.0, patience, stops_at_edges)
+            starts.append(a + t * d)
+            reaches.append(pair)
+    found = np.array(reaches, np.float64)
+    least = max(0.012 * body.height, 3.0)
+    outer = _with_outline(found[:, 0], found[:, 1], patience)
+    inner = _with_outline(found[:, 2], found[:, 3], patience)
+    cap = max(0.3 * body.shoulder_width, float(np.median(outer)), least)
+    bordered = (found[:, 1] > found[:, 0]) & (outer == found[:, 0])
+    return Reach(np.array(starts), outer, np.minimum(_median5(inner), cap), bordered, least)
+
+
+def _ray_end(foreign: Flags, strong: Flags, patience: int, stops_at_edges: bool) -> tuple[int, int]:
+    """Where the arm's own colour ends on a ray of pixels, and where the foreign run behind it ends.
+
+    A foreign run shorter than `patience` is a fold or a thin outline and ends nothing.
+    """
+    edge = len(foreign)
+    if stops_at_edges:
+        strong = strong.copy()
+        strong[:patience] = False
+        edge = int(np.argmax(strong)) if strong.any() else edge
+    starts = np.flatnonzero(np.diff(np.concatenate([[False], foreign, [False]]).astype(np.int8)))
+    for start, end in starts.reshape(-1, 2):
+        if end - start >= patience:
+            # an edge a little before the run is the run's own
+            return (int(start), int(end)) if start <= edge + patience else (edge, edge)
+    return edge, edge
+
+
+def _with_outline(starts: NDArray[np.float64], ends: NDArray[np.float64], patience: int) -> NDArray[np.float64]:
+    """Reaches with a drawn outline added: when most rays meet a run of about the same thickness, it is the outline."""
+    thick = ends - starts
+    drawn = (thick >= patience) & (thick <= 4 * patience)
+    if drawn.mean() < 0.6:
+        return starts
+    width = float(np.median(thick[drawn]))
+    alike = drawn & (thick > 0.5 * width) & (thick < 1.6 * width)
+    if alike.sum() < 0.7 * drawn.sum():
+        return starts
+    return np.where(thick > 0, np.minimum(ends, starts + 1.3 * width), starts)
+
+
+def _median5(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    padded = np.pad(values, 2, mode="edge")
+    return np.asarray(np.median(np.lib.stride_tricks.sliding_window_view(padded, 5), axis=1), np.float64)
 
 
 def _voronoi(solid: Flags, edges: Grey, body: Anatomy) -> NDArray[np.int8]:
@@ -295,11 +369,23 @@ def _beyond_shoulder(solid: Flags, body: Anatomy, side: str, radius: float) -> F
     return np.asarray((along > 0.4 * radius) & (along < length) & (across < 1.3 * radius) & solid, bool)
 
 
-def _trimmed(region: Flags, solid: Flags, lab: Grey, body: Anatomy, side: str, radius: float) -> Flags:
+def _trimmed(region: Flags, solid: Flags, lab: Grey, body: Anatomy, side: str, reach: Reach) -> Flags:
     """Give pixels far from the bones, or far and of foreign colour, back to the body."""
     far = _distance_to(solid.shape, arm_line(body, side))
     _, elbow, wrist = ARM[side]
-    allowed = np.full(solid.shape, 1.6 * radius, np.float32)
+    outer, inner = reach.typical
+    radius = (outer + inner) / 2
+    # towards the trunk an arm is as thick as measured there; outward a sleeve may be wider
+    trunk = _facing(solid.shape, body, side, (body.neck + body.mid_hip) / 2)
+    nearest = np.zeros(solid.shape, np.intp)
+    rows, columns = np.nonzero(region)
+    gaps = (columns[:, None] + 0.5 - reach.points[:, 0]) ** 2 + (rows[:, None] + 0.5 - reach.points[:, 1]) ** 2
+    nearest[rows, columns] = np.argmin(gaps, 1)
+    wide = np.maximum(1.6 * max(outer, 0.7 * radius), 1.3 * reach.outer)
+    wide = np.where(reach.bordered, np.maximum(_median5(reach.outer), reach.outer) + 4.0, wide)
+    tight = np.minimum(np.maximum(reach.inner, 0.6 * inner) + 3.0, 1.25 * inner)
+    allowed = np.where(trunk, tight[nearest], wide[nearest]).astype(np.float32)
+    hand = np.zeros(solid.shape, bool)
     if body.seen[wrist]:
         forearm = body.joints[wrist] - body.joints[elbow]
         length = max(float(np.linalg.norm(forearm)), 1e-6)
@@ -308,20 +394,39 @@ def _trimmed(region: Flags, solid: Flags, lab: Grey, body: Anatomy, side: str, r
             rows + 0.5 - body.joints[wrist][1]
         ) * np.float32(forearm[1] / length)
         # a hand is wider than the forearm, and longer than wide
-        reach = max(2.2 * radius, 0.75 * length)
-        allowed = np.where(along > -0.5 * radius, np.float32(reach), allowed)
-    hand = allowed > 1.61 * radius
+        hand = along > 0
+        allowed = np.where(hand, np.float32(max(2.2 * radius, 0.75 * length)), allowed)
     region = region & (far < allowed)
-    core = region & (far < 0.7 * radius)
-    if core.sum() < 50:
-        return region
-    step = max(1, int(core.sum()) // 3000)
-    unlike = np.min([np.linalg.norm(lab - c, axis=-1) for c in _main_colours(lab[core][::step])], 0)
     # thin foreign strokes are outlines and folds and stay; broad ones are hair, bags, the coat behind
-    brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * max(2, round(0.2 * radius)) + 1,) * 2)
-    foreign = (region & (far > 0.75 * radius) & ~hand & (unlike > 28)).astype(np.uint8)
-    foreign = cv2.morphologyEx(foreign, cv2.MORPH_OPEN, brush)
-    return np.asarray(region & ~(foreign > 0), bool)
+    brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * max(2, round(max(0.2 * radius, 0.012 * body.height))) + 1,) * 2)
+    for zone, line in (
+        (~hand, arm_line(body, side)),
+        (hand, arm_line(body, side, 0.0, 0.45)[-2:]),
+    ):
+        distance = _distance_to(solid.shape, line)
+        core = region & zone & (distance < 0.5 * radius)
+        if core.sum() < 50:
+            continue
+        samples = lab[core][:: max(1, int(core.sum()) // 3000)]
+        unlike = np.min([np.linalg.norm(lab - colour, axis=-1) for colour in _main_colours(samples)], 0)
+        foreign = (region & zone & (distance > 0.6 * radius) & (unlike > 26)).astype(np.uint8)
+        region = region & ~(cv2.morphologyEx(foreign, cv2.MORPH_OPEN, brush) > 0)
+    return np.asarray(region, bool)
+
+
+def _facing(shape: tuple[int, ...], body: Anatomy, side: str, point: NDArray[np.float64]) -> Flags:
+    """Pixels on the same side of the upper arm (or forearm, below the elbow) as `point`."""
+    rows, columns = np.indices(shape, np.float32)
+    line = arm_line(body, side)
+    votes = []
+    for a, b in zip(line[:-1], line[1:], strict=True):
+        d = (b - a).astype(np.float32)
+        cross = d[0] * (rows + 0.5 - np.float32(a[1])) - d[1] * (columns + 0.5 - np.float32(a[0]))
+        votes.append(cross * float(d[0] * (point[1] - a[1]) - d[1] * (point[0] - a[0])) > 0)
+    if len(line) == 2:
+        return np.asarray(votes[0], bool)
+    near_upper = _distance_to(shape, line[:2]) < _distance_to(shape, line[1:])
+    return np.where(near_upper, votes[0], votes[1])
 
 
 def _main_colours(samples: Grey, count: int = 6, rounds: int = 8) -> Grey:

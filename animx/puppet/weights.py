@@ -41,12 +41,13 @@ def smooth_step(x: Vector) -> Vector:
 def weigh(layer: str, vertices: Vector, body: Anatomy, parts: Parts, field: LegField | None) -> Weights:
     """Weights of `vertices` [N, 2] px of the layer with that name."""
     count = len(vertices)
-    loose = _loose(vertices, body)
     if layer.endswith("_arm"):
+        loose = np.ones(count)
         side = layer.removesuffix("_arm")
         near = _leave_trunk(vertices, body, side, parts.arm_radius[side])
         far = _leave_upper(vertices, body, ARM[side], parts.arm_radius[side])
         return Weights((layer,), np.ones((1, count)), near[None], far[None], loose)
+    loose = _loose(vertices, body)
     if layer == "figure":
         return Weights((), np.zeros((0, count)), np.zeros((0, count)), np.zeros((0, count)), loose)
     names, share, near_all, far_all = [], [], [], []
@@ -178,9 +179,11 @@ def leg_field(body: Anatomy, parts: Parts) -> LegField | None:
     total = power.sum(0)
     legs = power[1:].sum(0)
     leave = smooth_step((legs / np.maximum(total, 1e-30) - 0.1) / 0.8)
-    mix = power[1:] / np.maximum(legs, 1e-30)
+    # softly between the legs: a skirt must not fold along its middle (separate legs are far apart by the cut)
+    soft = np.stack([1.0 / np.maximum(d, 0.5) ** 1.5 for d in distance[1:]])
+    mix = soft / soft.sum(0)
     if len(body.legs) == 2:
-        first = smooth_step((mix[0] - 0.05) / 0.9)
+        first = np.clip((mix[0] - 0.01) / 0.98, 0, 1)
         mix = np.stack([first, 1 - first])
     known = inside & (total > 1e-20)
     if not known.any():
