@@ -90,7 +90,17 @@ class _Body:
     trunk: Flags
     arms: tuple[Limb | None, Limb | None]  # the character's right, left
     legs: tuple[Limb | None, Limb | None]
+    inner: NDArray[np.float32]  # distance to the outline [h, w]
     merit: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted pose with the pieces it was read from."""
+
+    pose: PoseSequence
+    limbs: dict[str, Flags]
+    """Where the limbs stick out [H, W], by `right arm`, `left arm`, `right leg`, `left leg`."""
 
 
 def fit_skeleton(mask: NDArray[np.floating[Any]]) -> PoseSequence | None:
@@ -99,6 +109,12 @@ def fit_skeleton(mask: NDArray[np.floating[Any]]) -> PoseSequence | None:
     Gives shoulder, elbow, wrist of each arm and hip, knee, ankle of each leg found, neck and nose.  Joints of limbs
     that are cut by the border end there.
     """
+    fit = fit_limbs(mask)
+    return None if fit is None else fit.pose
+
+
+def fit_limbs(mask: NDArray[np.floating[Any]]) -> Fit | None:
+    """Like `fit_skeleton`, with the regions of the limbs."""
     figure = largest_part(np.asarray(mask) > 0.5)
     if figure.sum() < 64:
         return None
@@ -119,7 +135,15 @@ def fit_skeleton(mask: NDArray[np.floating[Any]]) -> PoseSequence | None:
     for joint, point in joints.items():
         keypoints[0, 0, joint] = (point + 0.5) * scale + (x0, y0)
         scores[0, 0, joint] = FITTED_SCORE
-    return PoseSequence(keypoints, scores, Canvas(width, height), source={"backend": "silhouette"})
+    pose = PoseSequence(keypoints, scores, Canvas(width, height), source={"backend": "silhouette"})
+    names = ("right arm", "left arm", "right leg", "left leg")
+    limbs = {}
+    for name, limb in zip(names, (*body.arms, *body.legs), strict=True):
+        if limb is not None:
+            limbs[name] = np.zeros(figure.shape, bool)
+            part = cv2.resize(limb.region.astype(np.uint8), (piece.shape[1], piece.shape[0]), interpolation=0) > 0
+            limbs[name][y0 : rows[-1] + 1, x0 : columns[-1] + 1] = part
+    return Fit(pose, limbs)
 
 
 def _best_body(figure: Flags, open_sides: tuple[bool, bool, bool, bool]) -> _Body | None:
@@ -168,7 +192,7 @@ def _body(
         merit += 0.8 * _balance(pair) if None not in pair else 0.3 * sum(limb is not None for limb in pair)
     kept = np.any([limb.region for limb in found], axis=0)
     trunk = largest_part((figure & ~kept) | trunk)
-    return _Body(trunk, pair_arms, pair_legs, float(merit))
+    return _Body(trunk, pair_arms, pair_legs, inner, float(merit))
 
 
 def _core(figure: Flags, inner: NDArray[np.float32], radius: float) -> Flags:
@@ -325,17 +349,26 @@ def _joints(body: _Body) -> dict[int, Point]:
                 joints.pop(chain[2])
     for chain, limb in zip(_LEGS, body.legs, strict=True):
         if limb is not None:
-            joints.update(zip(chain, (_socket(limb), limb.at(0.42), limb.at(0.80)), strict=True))
+            joints.update(zip(chain, (_socket(limb, body.inner), limb.at(0.42), limb.at(0.80)), strict=True))
             if limb.cut:
                 joints.pop(chain[2])
     joints.update(_head(body, joints))
     return joints
 
 
-def _socket(limb: Limb) -> Point:
-    """The joint in the trunk: half a limb's width behind the contact."""
+def _socket(limb: Limb, inner: NDArray[np.float32]) -> Point:
+    """The joint in the trunk: half a limb's width behind the contact, farther while the figure stays as thin."""
     direction = limb.at(0.3) - limb.root
-    return np.asarray(limb.root - 0.5 * limb.width * direction / max(1e-6, float(np.hypot(*direction))))
+    direction = direction / max(1e-6, float(np.hypot(*direction)))
+    start = limb.at(0.15)
+    thin = 1.5 * max(2.0, float(inner[int(start[1]), int(start[0])]))
+    back = 0.5 * limb.width
+    while back < 1.5 * limb.width:
+        x, y = limb.root - (back + 1.0) * direction
+        if not (0 <= x < inner.shape[1] and 0 <= y < inner.shape[0]) or not 0 < inner[int(y), int(x)] < thin:
+            break
+        back += 1.0
+    return np.asarray(limb.root - back * direction)
 
 
 def _wrist_share(limb: Limb) -> float:
@@ -426,4 +459,4 @@ def _thick(flags: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
     return np.asarray(keep, np.uint8)
 
 
-__all__ = ["FITTED_SCORE", "Limb", "fit_skeleton"]
+__all__ = ["FITTED_SCORE", "Fit", "Limb", "fit_limbs", "fit_skeleton"]
