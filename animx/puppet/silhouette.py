@@ -90,7 +90,6 @@ class _Body:
     trunk: Flags
     arms: tuple[Limb | None, Limb | None]  # the character's right, left
     legs: tuple[Limb | None, Limb | None]
-    inner: NDArray[np.float32]  # distance to the outline [h, w]
     merit: float
 
 
@@ -192,7 +191,7 @@ def _body(
         merit += 0.8 * _balance(pair) if None not in pair else 0.3 * sum(limb is not None for limb in pair)
     kept = np.any([limb.region for limb in found], axis=0)
     trunk = largest_part((figure & ~kept) | trunk)
-    return _Body(trunk, pair_arms, pair_legs, inner, float(merit))
+    return _Body(trunk, pair_arms, pair_legs, float(merit))
 
 
 def _core(figure: Flags, inner: NDArray[np.float32], radius: float) -> Flags:
@@ -349,26 +348,17 @@ def _joints(body: _Body) -> dict[int, Point]:
                 joints.pop(chain[2])
     for chain, limb in zip(_LEGS, body.legs, strict=True):
         if limb is not None:
-            joints.update(zip(chain, (_socket(limb, body.inner), limb.at(0.42), limb.at(0.80)), strict=True))
+            joints.update(zip(chain, (_socket(limb), limb.at(0.42), limb.at(0.80)), strict=True))
             if limb.cut:
                 joints.pop(chain[2])
     joints.update(_head(body, joints))
     return joints
 
 
-def _socket(limb: Limb, inner: NDArray[np.float32]) -> Point:
-    """The joint in the trunk: half a limb's width behind the contact, farther while the figure stays as thin."""
+def _socket(limb: Limb) -> Point:
+    """The joint in the trunk: half a limb's width behind the contact."""
     direction = limb.at(0.3) - limb.root
-    direction = direction / max(1e-6, float(np.hypot(*direction)))
-    start = limb.at(0.15)
-    thin = 1.5 * max(2.0, float(inner[int(start[1]), int(start[0])]))
-    back = 0.5 * limb.width
-    while back < 1.5 * limb.width:
-        x, y = limb.root - (back + 1.0) * direction
-        if not (0 <= x < inner.shape[1] and 0 <= y < inner.shape[0]) or not 0 < inner[int(y), int(x)] < thin:
-            break
-        back += 1.0
-    return np.asarray(limb.root - back * direction)
+    return np.asarray(limb.root - 0.5 * limb.width * direction / max(1e-6, float(np.hypot(*direction))))
 
 
 def _wrist_share(limb: Limb) -> float:
