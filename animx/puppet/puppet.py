@@ -33,6 +33,7 @@ class Sheet:
     weights: Weights
     upper: Vector  # [C, skin.BONE] bones at rest, this frame's numbers still neutral
     lower: Vector  # [C, skin.BONE]
+    packed: raster.Packed  # the layer's texture as the rasteriser reads it [h, w]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Puppet:
             replace(
                 sheet,
                 layer=replace(sheet.layer, texture=texture),
+                packed=raster.pack(texture),
                 mesh=replace(sheet.mesh, opaque=np.zeros_like(sheet.mesh.opaque)),
             )
             for sheet, texture in zip(self.sheets, textures, strict=True)
@@ -94,7 +96,7 @@ class Puppet:
         for index in self.order(motion, t):
             sheet = self.sheets[index]
             raster.draw(
-                frame, sheet.layer.texture, sheet.layer.origin[0], sheet.layer.origin[1],
+                frame, sheet.packed, sheet.layer.origin[0], sheet.layer.origin[1],
                 sheet.mesh.vertices, positions[index], sheet.mesh.triangles, sheet.mesh.opaque, dirty,
             )  # fmt: skip
         return dirty
@@ -141,7 +143,7 @@ def build(rgb: Image, mask: NDArray[np.float32], body: Anatomy) -> Puppet:
         shape = (len(bones), skin.BONE)
         upper = np.array([b[0] for b in bones]).reshape(shape)
         lower = np.array([b[1] for b in bones]).reshape(shape)
-        sheets.append(Sheet(layer, mesh, weights, upper, lower))
+        sheets.append(Sheet(layer, mesh, weights, upper, lower, raster.pack(layer.texture)))
     return Puppet(body, parts, tuple(sheets), _rest_trunk(body))
 
 
