@@ -1,7 +1,8 @@
 """Is a media file as long as its own outermost boxes say?  Found from a few headers, nothing is decoded.
 
-In: a path.  Out: True when the file ends early.  Known: ISO base media (mp4, mov), Matroska and WebM, RIFF (avi, webp).
-Sources: ISO/IEC 14496-12 section 4.2, RFC 8794 section 4, the RIFF chunk layout.
+In: a path.  Out: True when the file ends early.  Known: ISO base media (mp4, mov), Matroska and WebM, RIFF (avi,
+webp), GIF.
+Sources: ISO/IEC 14496-12 section 4.2, RFC 8794 section 4, the RIFF chunk layout, GIF89a.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ def is_cut_short(path: str | Path) -> bool:
             return _boxes_end(file, size) > size
         if head[:4] == b"\x1a\x45\xdf\xa3":
             return _segment_end(file) > size
+        if head[:4] == b"GIF8":
+            return not _gif_ends(file)
         if head[:4] == b"RIFF":
             return 8 + int.from_bytes(head[4:8], "little") > size
     return False
@@ -55,6 +58,35 @@ def _segment_end(file: BinaryIO) -> int:
         return 0
     length = _vint(file)
     return 0 if length is None else file.tell() + length
+
+
+def _gif_ends(file: BinaryIO) -> bool:
+    """Does the chain of blocks reach the trailer?  A broken chain counts as an end too early."""
+
+    def skip_colours(flags: int) -> None:
+        if flags & 0x80:
+            file.seek(3 << ((flags & 7) + 1), os.SEEK_CUR)
+
+    file.seek(10)
+    skip_colours((file.read(3) or b"\0")[0])
+    while True:
+        kind = file.read(1)
+        if kind == b"\x3b":
+            return True
+        if kind == b"\x2c":
+            skip_colours((file.read(9)[8:] or b"\0")[0])
+            file.seek(1, os.SEEK_CUR)
+        elif kind == b"\x21":
+            file.seek(1, os.SEEK_CUR)
+        else:
+            return False
+        while True:
+            length = file.read(1)
+            if not length:
+                return False
+            if length == b"\0":
+                break
+            file.seek(length[0], os.SEEK_CUR)
 
 
 def _vint(file: BinaryIO) -> int | None:

@@ -92,6 +92,8 @@ class FrameStream:
         """Size of the frames."""
         if self.canvas != info.canvas:
             log.info("%s is read at %s instead of %s", info.name, self.canvas, info.canvas)
+        step = 1 / float(info.fps)
+        self._meets_cut = source.cut and (end is None or end > float(source.times[-1]) + step + 0.001)
         self._picks = _nearest(source.times, self.start + np.arange(self.frames) / float(self.fps), stop, source.cut)
 
     def __len__(self) -> int:
@@ -108,6 +110,8 @@ class FrameStream:
                 for repeat in range(count):
                     yield Frame(pixels.copy() if repeat else pixels, float(index / self.fps), index)
                     index += 1
+            if self._meets_cut:
+                raise Damage(len(self._source.times), "the file ends early")
         except Damage as damage:
             raise self._damaged(damage) from damage
         finally:

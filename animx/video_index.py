@@ -54,6 +54,10 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         context = stream.codec_context
         check_size(context.width, context.height, str(path))
         context.options = {"max_pixels": str(MAX_PIXELS)}
+        if (
+            context.name != "h264"
+        ):  # H.264 marks damaged frames by itself, and strictness would refuse harmless oddities
+            context.options |= {"err_detect": "explode"}
         # One thread: errors belong to the packet just fed, and two cores are busy with other stages anyway.
         context.thread_type = "NONE"
         context.thread_count = 1
@@ -80,7 +84,8 @@ def scan(container: InputContainer, stream: VideoStream, path: Path) -> Index:
     entries = stream.index_entries
     cut = broken or is_cut_short(path) or (entries is not None and count < len(entries))
     pts = [stamp[0] for stamp in stamps]
-    if any(value is None for value in pts):
+    # AVI numbers its packets in decoding order and says no more.
+    if container.format.name == "avi" or any(value is None for value in pts):
         numbers = np.arange(len(stamps))
         return Index(numbers, numbers[:1], 0, True, cut)
     times = np.array(pts, np.int64)

@@ -93,10 +93,14 @@ class FileSource:
             self.times: NDArray[np.float64] = times
             fps, duration, variable = timing(times, float(index.last * self._base), rate, float(self._base))
             frames = len(times)
-            if index.cut:
+            alone = not container.streams.audio
+            if not stream.duration and not alone:
+                stated = 0.0  # the length of a file without one of its own for the stream may be that of the sound
+            self.cut = index.cut or duration + max(0.5, 3 / float(fps)) < stated
+            if self.cut:
                 duration = max(duration, stated)
                 frames = max(frames, stream.frames, round(duration * fps))
-            self.cut = index.cut
+            _say_gaps(path.name, times, 0.0 if variable else 1 / float(fps))
             size, aspect = (context.width, context.height), stream.sample_aspect_ratio
             codec, depth = context.name, _bit_depth(context.format)
             has_audio = bool(container.streams.audio)
@@ -150,7 +154,7 @@ class FileSource:
                         if number >= first or self._index.pts[number] >= earlier[-1]:
                             begun = begun or number >= first
                             yield number, frame
-                    else:
+                    if begun:
                         return
                 except Damage:
                     if begun:
@@ -289,6 +293,14 @@ def _after(held: deque[tuple[int, int, VideoFrame]]) -> int:
 
 def _bit_depth(pixel_format: Any) -> int:
     return max((component.bits for component in pixel_format.components), default=8) if pixel_format else 8
+
+
+def _say_gaps(name: str, times: NDArray[np.float64], step: float) -> None:
+    """Warn about a hole in an evenly spaced clip: the frame before it is shown meanwhile."""
+    gaps = np.diff(times)
+    if step and len(gaps) and gaps.max() > max(0.25, 3.5 * step):
+        at = int(gaps.argmax())
+        log.warning("%s: no frames from %.3f to %.3f s; the last one before is held", name, times[at], times[at + 1])
 
 
 def _matrix_of(frame: VideoFrame) -> bytes | None:
