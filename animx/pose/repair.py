@@ -135,7 +135,9 @@ def repair(poses: PoseSequence, second: PoseSequence | None = None, *, breaks: S
             other = second.keypoints[:, person].astype(np.float64), second.scores[:, person]
             taken += _take_better(points, seen, *other, height, step_s, breaks)
         for joint, parent in LIMB_PARENTS.items():
-            bad = _stretched(points, seen, joint, parent, step_s) | _spikes(points, seen, joint, height, step_s, breaks)
+            bad = _stretched(points, seen, joint, parent, height, step_s) | _spikes(
+                points, seen, joint, height, step_s, breaks
+            )
             put, lost = _between(points, seen, joint, bad, step_s, breaks)
             moved, dropped = moved + put, dropped + lost
         _drop_loose_hands(points, seen, height)
@@ -155,7 +157,7 @@ def _take_better(
     taken = 0
     first = points.copy(), seen.copy()
     for joint, parent in LIMB_PARENTS.items():
-        reach = _reach(first[0], first[1], joint, parent, step_s)
+        reach = _reach(first[0], first[1], joint, parent, height, step_s)
         for frame in np.nonzero((seen[:, joint] > 0) & (other_seen[:, joint] > 0))[0]:
             if np.linalg.norm(points[frame, joint] - other[frame, joint]) <= DIFFERENT * height:
                 continue
@@ -189,9 +191,13 @@ def _linked(a: int, b: int, frames: int, breaks: Sequence[int]) -> bool:
 
 
 def _reach(
-    points: NDArray[np.float64], seen: NDArray[np.float32], joint: int, parent: int, step_s: float
+    points: NDArray[np.float64], seen: NDArray[np.float32], joint: int, parent: int, height: float, step_s: float
 ) -> NDArray[np.float64]:
-    """The usual greatest length of a bone about each frame [T] (90th percentile over 4 s); infinite where unknown."""
+    """The usual greatest length of a bone about each frame [T] (90th percentile over 4 s); infinite where unknown.
+
+    At most half as much again as its median or as the template's, whichever is more: errors may be many.
+    """
+    usual = 1.5 * height * float(np.hypot(*np.subtract(TEMPLATE[joint], TEMPLATE[parent])))
     both = (seen[:, joint] > 0) & (seen[:, parent] > 0)
     length = np.where(both, np.linalg.norm(points[:, joint] - points[:, parent], axis=-1), np.nan)
     reach = np.full(len(points), np.inf)
@@ -199,16 +205,17 @@ def _reach(
     for start in range(0, len(points), half):  # one value per half window: the figure's size changes slowly
         around = length[max(0, start - half) : start + 2 * half]
         if np.isfinite(around).sum() >= 5:
-            reach[start : start + half] = np.nanpercentile(around, 90)
+            most = max(usual, 1.5 * float(np.nanmedian(around)))
+            reach[start : start + half] = min(most, float(np.nanpercentile(around, 90)))
     return reach
 
 
 def _stretched(
-    points: NDArray[np.float64], seen: NDArray[np.float32], joint: int, parent: int, step_s: float
+    points: NDArray[np.float64], seen: NDArray[np.float32], joint: int, parent: int, height: float, step_s: float
 ) -> NDArray[np.bool_]:
     both = (seen[:, joint] > 0) & (seen[:, parent] > 0)
     length = np.linalg.norm(points[:, joint] - points[:, parent], axis=-1)
-    stretched: NDArray[np.bool_] = both & (length > STRETCHED * _reach(points, seen, joint, parent, step_s))
+    stretched: NDArray[np.bool_] = both & (length > STRETCHED * _reach(points, seen, joint, parent, height, step_s))
     return stretched
 
 
