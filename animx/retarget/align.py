@@ -22,12 +22,14 @@ from animx.pose.skeleton import (
     FACE,
     JOINTS,
     L_ANKLE,
+    L_WRIST,
     LEFT_HAND,
     MID_HIP,
     NECK,
     NOSE,
     PARENT,
     R_ANKLE,
+    R_WRIST,
     RIGHT_HAND,
 )
 from animx.retarget.groups import UNIT_INDEX, UNIT_OF, UNITS
@@ -50,8 +52,8 @@ log = logging.getLogger(__name__)
 Mode = Literal["robust", "released", "none"]
 MODES: tuple[Mode, ...] = ("robust", "released", "none")
 
-SMALLEST_BONE = 0.01
-"""A body bone shorter than this part of all measured bones together is foreshortened to nothing: not measurable."""
+SMALLEST_BONE = 0.025
+"""A body bone shorter than this part of the upright figure is foreshortened to nothing: it cannot be measured."""
 LARGEST_RATIO = 6.0
 """Faces, hands and feet whose size says more than this times the figure's own ratio (or less than its inverse) are
 misdetections and take the figure's ratio."""
@@ -111,6 +113,9 @@ def measure(points: NDArray[np.floating[Any]], visible: Bools, factors: Array) -
         inner = np.where(parent == MID_HIP, 0, parent)
         origin = points[:, inner, :2].astype(np.float64)
         seen = visible[:, child] & visible[:, inner]
+        for hand, wrist in ((LEFT_HAND, L_WRIST), (RIGHT_HAND, R_WRIST)):
+            # without a root the whole hand hangs on the elbow, and is not scaled by its own ratio alone
+            seen &= ~np.isin(child, hand) | (visible[:, wrist] | visible[:, hand[0]])[:, None]
         for column in np.flatnonzero(parent == MID_HIP):
             origin[:, column] = mid
             usable = root_seen if root_seen.any() or child[column] != NECK else state != HIP_UNKNOWN
@@ -140,18 +145,20 @@ def ratios(driver: Measure, reference: Measure, factors: Array, fallback: float)
     natural = driver.lengths / factors[_UNIT]
     shared = (natural > 0) & (reference.lengths > 0)
     body = shared[:_BONES]
-    least = SMALLEST_BONE * np.array([natural[:_BONES][body].sum(), reference.lengths[:_BONES][body].sum()])
-    body = body & (natural[:_BONES] > least[0]) & (reference.lengths[:_BONES] > least[1])
+    upright = _UPRIGHT * body if (_UPRIGHT * body).any() else body.astype(np.float64)
+    # against the very bones that make the ratio of the whole: so a bone that is too short once is too short for ever
+    own, target = natural[:_BONES], reference.lengths[:_BONES]
+    body = body & (own > SMALLEST_BONE * (own @ upright)) & (target > SMALLEST_BONE * (target @ upright))
 
     def ratio(weights: Array) -> float:
-        return float((reference.lengths * weights).sum() / (natural * weights).sum()) if weights.any() else 0.0
+        return float((reference.lengths @ weights) / (natural @ weights)) if weights.any() else 0.0
 
     weights = np.zeros(len(natural))
-    weights[:_BONES] = _UPRIGHT * body if (_UPRIGHT * body).any() else body
+    weights[:_BONES] = upright * body if (upright * body).any() else body
     whole = ratio(weights) or ratio((shared & (_UNIT >= _BONES)).astype(np.float64)) or fallback
 
     result = np.full(len(UNITS), whole)
-    result[:_BONES][body] = (reference.lengths[:_BONES] / natural[:_BONES])[body]
+    result[:_BONES][body] = target[body] / own[body]
     extents = {UNITS[u].name: ratio((shared & (u == _UNIT)).astype(np.float64)) for u in range(_BONES, len(UNITS))}
     for name, own in extents.items():
         # a hand that is seen in one picture only is as large as the other hand

@@ -75,8 +75,9 @@ def align_released_points(points: Array, reference: Array) -> Array:
     return points
 
 
-def _length(points: Array, parent: int, child: int) -> float:
-    return float(np.hypot(*(points[parent] - points[child])))
+def _length(points: Array, parent: int, child: int) -> np.float64:
+    step = points[parent] - points[child]
+    return np.float64(np.hypot(step[0], step[1]))  # numpy's own number: a division by zero gives inf, as released
 
 
 def align_released(poses: PoseSequence, reference: PoseSequence) -> PoseSequence:
