@@ -79,7 +79,7 @@ class Anatomy:
     @property
     def neck(self) -> NDArray[np.float64]:
         """The neck [px]."""
-        return self.joints[NECK]
+        return np.asarray(self.joints[NECK], np.float64)
 
     @property
     def mid_hip(self) -> NDArray[np.float64]:
@@ -160,8 +160,10 @@ def study(mask: NDArray[np.float32], pose: PoseSequence | None) -> Anatomy:
             joints[NECK], seen[NECK] = (joints[R_SHOULDER] + joints[L_SHOULDER]) / 2, True
     bare = Anatomy(joints, seen, box, size)
     if not bare.has_torso or bare.torso_length < 0.04 * bare.height:
-        why = "no limbs were found: the figure moves as a whole" if pose is None or not seen.any() else (
-            "neck and hips were not found: the figure moves as a whole"
+        why = (
+            "no limbs were found: the figure moves as a whole"
+            if pose is None or not seen.any()
+            else ("neck and hips were not found: the figure moves as a whole")
         )
         return Anatomy(joints, np.zeros(BODY_JOINTS, bool), box, size, notes=(why,))
     notes: list[str] = []
@@ -187,7 +189,7 @@ def study(mask: NDArray[np.float32], pose: PoseSequence | None) -> Anatomy:
 
 
 def _is_cropped(solid: NDArray[np.bool_], body: Anatomy) -> bool:
-    width, height = body.size
+    height = body.size[1]
     if solid[-1].mean() <= 0.04:
         return False
     ankles = [j for j in (R_ANKLE, L_ANKLE) if body.seen[j]]

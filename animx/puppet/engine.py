@@ -71,7 +71,7 @@ class PuppetEngine:
         return Plan(self.name, job.poses.frames, 1, round(memory, 1), round(seconds, 1))
 
     def render(self, job: RenderJob, on_progress: Progress = no_progress) -> Iterator[Image]:
-        """Yield the frames of `job` in order.  `InputError` for shapes that do not fit, `NoFigureError` without figure."""
+        """Yield the frames of `job` in order.  `InputError` for wrong shapes, `NoFigureError` without a figure."""
         stage = prepare(job)
         if stage.notes:
             log.warning("%s", "; ".join(stage.notes))

@@ -46,14 +46,13 @@ def build(layer: Layer, cell: float, size: tuple[int, int]) -> Mesh:
     rows = int(np.ceil((y0 + height - size[1] / 2) / cell)) - first_j
     left = size[0] / 2 + (first_i + np.arange(columns + 1)) * cell
     top = size[1] / 2 + (first_j + np.arange(rows + 1)) * cell
-    sums = [cv2.integral(flags) for flags in (covered, clear)]
+    sums = [cv2.integral(flags).astype(np.int64) for flags in (covered, clear)]
     xa = np.clip(np.floor(left - x0).astype(int), 0, width)
     ya = np.clip(np.floor(top - y0).astype(int), 0, height)
     xb = np.clip(np.ceil(left - x0).astype(int), 0, width)
     yb = np.clip(np.ceil(top - y0).astype(int), 0, height)
 
-    def count(total: NDArray[np.int32]) -> NDArray[np.int64]:
-        t = total.astype(np.int64)
+    def count(t: NDArray[np.int64]) -> NDArray[np.int64]:
         lo_y, hi_y, lo_x, hi_x = ya[:-1, None], yb[1:, None], xa[None, :-1], xb[None, 1:]
         return np.asarray(t[hi_y, hi_x] - t[lo_y, hi_x] - t[hi_y, lo_x] + t[lo_y, lo_x], np.int64)
 

@@ -1,6 +1,6 @@
 """From retargeted poses to what the puppet does: where each joint is aimed, and the turn and stretch of each bone.
 
-In: a `RenderJob` (poses aligned to the reference) and the figure's `Anatomy`.  Out: a `Motion`.  Limits, all on purpose:
+In: a `RenderJob` (poses aligned to the reference) and the figure's `Anatomy`.  Out: a `Motion`.  Limits, on purpose:
 limb directions are taken as they are; a bone is as long as in the picture times its rescale factor (from `history`)
 times its foreshortening, clipped; trunk and head turn relative to the clip's median; the lower foot stands on the
 figure's floor; what was dropped or never seen keeps its rest pose.
@@ -239,7 +239,8 @@ def _limb(
     """Turn and stretch of an arm or leg; None when the driver never shows it."""
     names = ("upper_arm", "forearm") if kind == "arm" else ("thigh", "shin")
     low, high = FORESHORTENING[kind]
-    turns, stretches = [], []
+    turns: list[Series] = []
+    stretches: list[Series] = []
     base = trunk_turn
     for i in (0, 1):
         bone = driver.bone(chain[i], chain[i + 1])
@@ -279,11 +280,11 @@ def _root(body: Anatomy, driver: _Driver, local: Series) -> Series:
     if not driver.has_hips:
         if driver.ever[NECK]:
             neck = driver.points[:, NECK]
-            return rest + 0.5 * (neck - np.median(neck, 0)) * (1.0, 0.25)
+            return np.asarray(rest + 0.5 * (neck - np.median(neck, 0)) * (1.0, 0.25), np.float64)
         return rest
     path = driver.mid_hip
     if body.cropped:
-        return rest + (path - np.median(path, 0)) * (0.5, 0.25)
+        return np.asarray(rest + (path - np.median(path, 0)) * (0.5, 0.25), np.float64)
     root = path.copy()
     feet = [LEG[s][2] for s in body.legs if body.seen[LEG[s][2]] and driver.ever[LEG[s][2]]]
     shown = [LEG[s][2] for s in SIDES if body.seen[LEG[s][2]]]

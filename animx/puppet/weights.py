@@ -1,7 +1,7 @@
 """How much each vertex follows each bone.
 
-A layer's vertices hang on chains: trunk -> upper bone -> lower bone (arm or leg), or trunk -> head.  `near` says how far
-a vertex has left the trunk for the upper bone, `far` how far it has left the upper for the lower, `share` how the
+A layer's vertices hang on chains: trunk -> upper bone -> lower bone (arm or leg), or trunk -> head.  `near` says how
+far a vertex has left the trunk for the upper bone, `far` how far it has left the upper for the lower, `share` how the
 chains of one layer mix.  All are 0..1; the deformation blends *angles* about the shared joint (see `skin.py`).
 """
 
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from animx.pose.skeleton import NECK, NOSE
 from animx.puppet.anatomy import ARM, LEG, SIDES, Anatomy
-from animx.puppet.parts import Parts, leg_line
+from animx.puppet.parts import Parts
+from animx.puppet.regions import leg_line, nearest_true
 
 Vector = NDArray[np.float64]
 
@@ -79,7 +80,7 @@ def _loose(vertices: Vector, body: Anatomy) -> Vector:
         return np.ones(len(vertices))
     bottom = body.size[1]
     start = float(np.clip(body.mid_hip[1], body.box[1], bottom - 0.12 * body.height))
-    return 1.0 - smooth_step((vertices[:, 1] - start) / (bottom - start))
+    return np.asarray(1.0 - smooth_step((vertices[:, 1] - start) / (bottom - start)), np.float64)
 
 
 def _leave_trunk(vertices: Vector, body: Anatomy, side: str, radius: float) -> Vector:
@@ -139,10 +140,11 @@ class LegField:
         y = (vertices[:, 1] * self.scale - 0.5).astype(np.float32)[None]
 
         def sample(grid: NDArray[np.float32]) -> Vector:
-            return cv2.remap(grid, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0].astype(np.float64)
+            found = cv2.remap(grid, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            return np.asarray(found[0], np.float64)
 
         mix = np.stack([sample(m) for m in self.mix])
-        return sample(self.leave), mix / np.maximum(mix.sum(0), 1e-9)
+        return sample(self.leave), np.asarray(mix / np.maximum(mix.sum(0), 1e-9), np.float64)
 
 
 def leg_field(body: Anatomy, parts: Parts) -> LegField | None:
@@ -159,21 +161,20 @@ def leg_field(body: Anatomy, parts: Parts) -> LegField | None:
     shape = (max(2, round(region.shape[0] * scale)), max(2, round(region.shape[1] * scale)))
     scale_xy = np.array([shape[1] / region.shape[1], shape[0] / region.shape[0]])
     inside = cv2.resize(region.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_AREA) > 0
-    side = cv2.resize(side_of, shape[::-1], interpolation=cv2.INTER_NEAREST)
-    x0, y0, x1, y1 = body.box
+    side = cv2.resize(side_of, shape[::-1], interpolation=cv2.INTER_NEAREST).astype(np.int8)
     quad = body.polygon(1.0, 1.0)
     hips = quad[2:].mean(0)
     trunk = np.zeros(shape, np.uint8)
     # the trunk ends a little above the hip joints, the thigh begins a little below them
     raised = quad.copy()
     raised[2:] += 0.18 * (body.neck - hips)
-    cv2.fillPoly(trunk, [np.rint(raised * scale_xy).astype(np.int32)], 1)
-    cv2.polylines(trunk, [np.rint(raised * scale_xy).astype(np.int32)], True, 1, 1)
+    cv2.fillPoly(trunk, [np.rint(raised * scale_xy).astype(np.int32)], (1,))
+    cv2.polylines(trunk, [np.rint(raised * scale_xy).astype(np.int32)], True, (1,), 1)
     distance = [_geodesic(MCP_Geometric, inside, side, trunk > 0, 0)]
     for leg in body.legs:
         seed = np.zeros(shape, np.uint8)
         line = np.rint(np.array(leg_line(body, leg, 0.12)) * scale_xy).astype(np.int32)
-        cv2.polylines(seed, [line.reshape(-1, 1, 2)], False, 1, 1)
+        cv2.polylines(seed, [line.reshape(-1, 1, 2)], False, (1,), 1)
         distance.append(_geodesic(MCP_Geometric, inside, side, seed > 0, 1 + SIDES.index(leg)))
     power = np.stack([1.0 / np.maximum(d, 0.5) ** 3 for d in distance])
     total = power.sum(0)
@@ -188,12 +189,8 @@ def leg_field(body: Anatomy, parts: Parts) -> LegField | None:
     known = inside & (total > 1e-20)
     if not known.any():
         return None
-    from animx.puppet.parts import nearest_true
-
     rows, columns = nearest_true(known)
-    return LegField(
-        leave[rows, columns].astype(np.float32), mix[:, rows, columns].astype(np.float32), float(scale)
-    )
+    return LegField(leave[rows, columns].astype(np.float32), mix[:, rows, columns].astype(np.float32), float(scale))
 
 
 def _geodesic(
