@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from animx.canvas import Canvas, Fit, Placement, place
 from animx.engine import Background
-from animx.errors import InputError, UsageError, nearest
+from animx.errors import InputError, NoFigureError, UsageError, nearest
 from animx.pose.sequence import PoseSequence
 from animx.pose.skeleton import JOINTS, TEMPLATE
 from animx.times import parse_colour, resolve_size
@@ -96,14 +96,15 @@ def prepare_reference(
     given = None if ref_pose in ("auto", "fit", "none") else read_reference_pose(Path(ref_pose), picture.canvas, canvas)
     drawn = None if mask_file is None else read_mask(mask_file, picture.canvas, canvas)
     small = replace(picture, pixels=pixels)
-    mask = find_mask(small, joints=given, mask=drawn)
+    try:
+        mask = find_mask(small, joints=given, mask=drawn)
+    except NoFigureError as error:
+        raise NoFigureError(f"{picture.name}: {error}") from error
     for note in mask.notes:
         log.info("%s: %s", picture.name, note)
     if given is not None:
         return Reference(picture, pixels, canvas, mask.alpha, given, "file", mask.method)
-    figure = find_pose(pixels, mask.alpha, backend if ref_pose == "auto" else None, mode=ref_pose)
-    for note in figure.notes:
-        log.info("%s: %s", picture.name, note)
+    figure = find_pose(pixels, mask.alpha, backend if ref_pose == "auto" else None, mode=cast(Any, ref_pose))
     if figure.pose is None and ref_pose != "none" and warn:
         log.warning(
             "%s: no limbs found, so the figure moves as a whole. To give it joints: "
@@ -111,8 +112,6 @@ def prepare_reference(
             picture.name,
             picture.name,
         )
-    elif figure.origin == "fitted" and ref_pose == "auto":
-        log.info("%s: no pose was detected; the skeleton is fitted to the figure's outline", picture.name)
     used = backend.name if backend is not None and figure.origin == "detected" else None
     return Reference(picture, pixels, canvas, mask.alpha, figure.pose, figure.origin, mask.method, used)
 
