@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -15,10 +16,13 @@ from numpy.typing import NDArray
 
 from animx.errors import InputError
 from animx.pose.sequence import MAX_FRAMES
+from animx.pose.skeleton import JOINTS
 
 MAX_JOINTS = 2000
-MAX_NUMBERS = 100_000_000
-"""Most motion numbers (frames times channels) that are read."""
+MAX_POSED = 15_000_000
+"""Most frames times joints that are read (42 minutes of a 134-joint rig at 30 fps)."""
+MAX_TEXT = 256 << 20
+"""Longest BVH text that is read [characters]; the part before MOTION may have 4 million."""
 
 Array = NDArray[np.float64]
 
@@ -103,6 +107,8 @@ _CHANNELS = {f"{axis}{kind}".lower(): f"{axis}{kind}" for axis in "XYZ" for kind
 def parse(text: str, where: str) -> Motion:
     """Parse a BVH text.  `InputError` with the line for anything that is not BVH, and for sizes beyond reason."""
     parts = _MOTION.split(text, maxsplit=1)
+    if len(text) > MAX_TEXT or len(parts[0]) > 4_000_000:
+        raise InputError(f"{where}: {len(text)} characters are too many for a BVH file")
     tokens = _Tokens(parts[0], where)
     tokens.word("HIERARCHY")
     tokens.word("ROOT")
@@ -115,18 +121,15 @@ def parse(text: str, where: str) -> Motion:
     if head is None:
         raise InputError(f"{where}: MOTION: 'Frames: N' and 'Frame Time: S' are missing")
     frames = int(head[1])
-    if not 1 <= frames <= MAX_FRAMES or frames * channels > MAX_NUMBERS:
-        raise InputError(f"{where}: Frames: {frames}, expected 1 to {MAX_FRAMES}")
+    if not 1 <= frames <= MAX_FRAMES or frames * max(len(joints), JOINTS) > MAX_POSED:
+        raise InputError(f"{where}: Frames: {frames}, expected 1 to {MAX_POSED // max(len(joints), JOINTS)}")
     try:
         frame_time = float(head[2])
     except ValueError as error:
         raise InputError(f"{where}: Frame Time: '{head[2][:40]}' is no number") from error
     if not 1e-4 <= frame_time <= 1e3:
         raise InputError(f"{where}: Frame Time: {frame_time:g} s is no frame time")
-    try:
-        values = np.array(motion[head.end() :].split(), np.float64)
-    except ValueError as error:
-        raise InputError(f"{where}: MOTION: holds what is no number ({error})") from error
+    values = _values(motion[head.end() :], f"{where}: MOTION")
     if values.size != frames * channels:
         raise InputError(f"{where}: MOTION: {values.size} numbers, expected {frames} frames of {channels}")
     if not np.isfinite(values).all() or np.abs(values).max(initial=0) > 1e9:
@@ -135,6 +138,17 @@ def parse(text: str, where: str) -> Motion:
 
 
 _MOTION = re.compile(r"(?im)^\s*MOTION\s*$")
+
+
+def _values(text: str, where: str) -> Array:
+    """The numbers in a text, read in C without a Python object for each."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            values: Array = np.fromstring(text, np.float64, sep=" ")
+        except (DeprecationWarning, ValueError) as error:
+            raise InputError(f"{where}: holds what is no number") from error
+    return values
 
 
 def _hierarchy(tokens: _Tokens) -> list[Joint]:

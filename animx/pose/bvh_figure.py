@@ -10,7 +10,6 @@ neck is the middle of the shoulders; nose, eyes and ears lie on a sphere about t
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from fractions import Fraction
@@ -107,7 +106,7 @@ def read(text: str, where: str, canvas: Canvas | None = None) -> PoseSequence:
         canvas=canvas,
         fps=_rate(motion.frame_time),
         depth=np.where(seen, depth, 0).astype(np.float32)[:, None],
-        source={"name": where, "hash": hashlib.sha256(text.encode()).hexdigest(), "format": "bvh"},
+        source={"format": "bvh"},
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -44,7 +44,6 @@ class Clip:
     frames: list[list[Person]] = field(default_factory=list)
     numbers: list[int] | None = None
     may_be_normalised: bool = False
-    digest: str = ""
 
     def add(self, people: list[Person]) -> None:
         """Append a frame."""
@@ -80,15 +79,10 @@ class Clip:
             fps=fps,
             times=times * float(1 / fps),
             person_ids=tuple(slots),
-            source={"name": self.where, "hash": self.digest, "format": self.kind},
+            source={"format": self.kind},
         )
         packed = extras.pack(extra, poses)
-        if not packed:
-            return poses
-        return PoseSequence(
-            poses.keypoints, poses.scores, canvas, fps, poses.times, poses.person_ids,
-            source={**poses.source, extras.KEY: packed},
-        )  # fmt: skip
+        return replace(poses, source={**poses.source, extras.KEY: packed}) if packed else poses
 
     def _slots(self) -> list[int]:
         ids = [[person.id for person in people] for people in self.frames]

@@ -73,6 +73,7 @@ def load(archive: Archive) -> PoseSequence:
             canvas=native.read_canvas(size),
             fps=Fraction(fps).limit_denominator(1001),
             depth=depth,
+            source={"format": LAYOUT},
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from error

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +24,6 @@ from animx.canvas import Canvas
 from animx.errors import InputError
 from animx.pose import extras, jsontext, native
 from animx.pose.clip import Clip, Person, person_id, triples
-from animx.pose.jsontext import Walker
 from animx.pose.layouts import (
     BODY25_MID_HIP,
     FACE70_PUPILS,
@@ -55,10 +55,10 @@ def read_openpose_folder(path: Path, canvas: Canvas | None = None, fps: Fraction
     files = openpose_files(path)
     if not files:
         raise InputError(f"{path}: no OpenPose JSON files (*_keypoints.json) in this folder")
-    clip = Clip(path.name, OPENPOSE_25, canvas, fps)
+    clip = Clip(str(path), OPENPOSE_25, canvas, fps)
     digest = hashlib.sha256()
     for file in files:
-        where = f"{path.name}/{file.name}"
+        where = str(file)
         try:
             if file.stat().st_size > MAX_FRAME_BYTES:
                 raise InputError(f"{where}: larger than {MAX_FRAME_BYTES >> 20} MB. It is no frame of a pose folder")
@@ -71,11 +71,11 @@ def read_openpose_folder(path: Path, canvas: Canvas | None = None, fps: Fraction
         clip.kind = OPENPOSE_18 if body == 18 and not clip.frames else clip.kind
         _note_canvas(clip, frame, where)
         clip.add(people)
-    clip.digest = digest.hexdigest()
     numbers = [int(found[-1]) for file in files if (found := re.findall(r"\d{1,15}", file.stem))]
     if len(numbers) == len(files) and all(a < b for a, b in pairwise(numbers)):
         clip.numbers = numbers
-    return clip.poses()
+    poses = clip.poses()
+    return replace(poses, source={"name": path.name, "hash": digest.hexdigest(), **poses.source})
 
 
 def openpose_files(path: Path) -> list[Path]:
@@ -88,22 +88,17 @@ def openpose_files(path: Path) -> list[Path]:
     return sorted(frames, key=lambda file: [part.zfill(20) for part in re.findall(r"\d+|\D+", file.name)])
 
 
-def read_pose_keypoint(walker: Walker, canvas: Canvas | None = None, fps: Fraction | None = None) -> PoseSequence:
-    """ComfyUI's POSE_KEYPOINT JSON: a list of frames, or one frame; coordinates in px or as fractions of the canvas."""
-    clip = Clip(walker.where, POSE_KEYPOINT, canvas, fps, may_be_normalised=True)
-    frames: Iterable[Any] = _values(walker) if walker.peek() == "[" else (walker.value(),)
+def read_pose_keypoint(
+    frames: Iterable[Any], where: str, canvas: Canvas | None = None, fps: Fraction | None = None
+) -> PoseSequence:
+    """The frames of ComfyUI's POSE_KEYPOINT JSON; coordinates in px, or as fractions of the canvas."""
+    clip = Clip(where, POSE_KEYPOINT, canvas, fps, may_be_normalised=True)
     for t, frame in enumerate(frames):
-        where = f"{walker.where}: [{t}]"
-        people, _ = _people(frame, where)
-        _note_canvas(clip, frame, where)
+        place = f"{where}: [{t}]"
+        people, _ = _people(frame, place)
+        _note_canvas(clip, frame, place)
         clip.add(people)
-    walker.end()
     return clip.poses()
-
-
-def _values(walker: Walker) -> Iterator[Any]:
-    for _ in walker.items():
-        yield walker.value()
 
 
 def _people(frame: Any, where: str) -> tuple[list[Person], int]:

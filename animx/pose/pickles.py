@@ -12,7 +12,6 @@ Coordinates are divided by width and height, -1 = missing.  They hold no scores:
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from fractions import Fraction
 from typing import Any
@@ -58,7 +57,7 @@ def read(data: bytes, where: str, canvas: Canvas | None = None, fps: Fraction | 
             scores=points[:, None, :, 2].astype(np.float32),
             canvas=canvas,
             fps=held_fps or fps or Fraction(25),
-            source={"name": where, "hash": hashlib.sha256(data).hexdigest(), "format": "pickle"},
+            source={"format": "pickle"},
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
