@@ -75,7 +75,7 @@ class AudioTrack:
         self._container, self._file, self._stream = container, file, stream
         self._base = stream.time_base or Fraction(1, stream.rate)
         self._origin = _video_start(file) + Fraction(source.start).limit_denominator(1_000_000)
-        self._whole = source.start <= 0
+        self._edits = suffix != ".webm" or source.start <= 0
         self._duration = math.inf if source.duration is None else source.duration
         self._limit = 0.0
         if source.start > 0:
@@ -123,7 +123,9 @@ class AudioTrack:
         for packet in self._demuxed():
             if not packet.size or packet.pts is None:
                 continue
-            if packet.pts < shift and not (self._whole and packet.pts + (packet.duration or 0) >= shift):
+            # A packet across the start is kept where an edit list can hide its first part (mp4, mov).
+            across = packet.pts + (packet.duration or 0) > shift
+            if packet.pts < shift and not (self._edits and across):
                 continue
             packet.pts -= shift
             packet.dts = packet.pts

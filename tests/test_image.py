@@ -20,6 +20,9 @@ from animx.canvas import Canvas, Placement, place
 from animx.errors import InputError, OutputError, UsageError
 from animx.image import file_sha256, read_picture, resize, write_picture
 
+BMP_BOMB = b"BM" + struct.pack("<IHHIIiiHHIIIIII", 70, 0, 0, 54, 40, 60000, 60000, 1, 24, *[0] * 6)
+WEBP_BOMB = b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\x3f\xff\xff\x3f" + bytes(8)
+
 
 def scene(width: int = 60, height: int = 40) -> NDArray[np.uint8]:
     """A smooth picture whose four corners differ."""
@@ -130,12 +133,12 @@ def test_an_animated_picture_gives_its_first_frame(tmp_path: Path) -> None:
         ("none.png", png_head(0, 5), "damaged|no pixels"),
         (
             "bomb.bmp",
-            b"BM" + struct.pack("<IHHIIiiHHIIIIII", 70, 0, 0, 54, 40, 60000, 60000, 1, 24, *[0] * 6),
+            BMP_BOMB,
             "megapixels",
         ),
         (
             "bomb.webp",
-            b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\x3f\xff\xff\x3f" + bytes(8),
+            WEBP_BOMB,
             "damaged|megapixels",
         ),
         ("bomb.gif", b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x08\0;", "megapixels"),
