@@ -99,7 +99,7 @@ def test_progress_counts_every_frame():
 
 def test_persons_that_cross_keep_their_ids():
     def script(t: int) -> list[np.ndarray]:
-        a, b = body(100 + 11 * t), body(540 - 11 * t, height=280, y=260)
+        a, b = body(100 + 11 * t), body(529 - 11 * t)  # of one size, on one line: only the motion tells
         return [a, b] if t % 3 else [b, a]
 
     poses = extract_poses(clip(40), Scripted(script), person="all", **RAW)
@@ -241,7 +241,7 @@ def test_a_drawn_dancer_is_extracted_with_its_fast_arms():
     poses = extract_poses(frames, choose_backend("mediapipe"), hands=False)
     error = poses.keypoints[:, 0, 2:14] - truth[:, 2:14]
     error = np.linalg.norm(error - np.median(error, 0), axis=-1) / 576  # a joint's own fixed offset is no error
-    assert error.mean() < 0.012
+    assert error.mean() < 0.0058  # 0.0044; with the graphs' own, lagging filter 0.0071
     for wrist in (4, 7):
         assert poses.keypoints[:, 0, wrist].std(0).sum() > 0.93 * truth[:, wrist].std(0).sum()
 
