@@ -56,6 +56,17 @@ class Range:
         return f"{value:g} is not above {self.low:g}" if self.above else f"{value:g} is less than {self.low:g}"
 
 
+class FieldError(UsageError):
+    """A refusal of a dataclass's own `__post_init__` that knows its key, so that `build` can name the line.
+
+    `key` is the way to it in the mapping, as in ("rescale", "legs").
+    """
+
+    def __init__(self, what: str, key: tuple[str, ...]) -> None:
+        self.key = key
+        super().__init__(what)
+
+
 # ---- reading -----------------------------------------------------------------------------------------------------
 
 
@@ -284,6 +295,11 @@ class _Builder:
         try:
             return cls(**values)
         except (AnimxError, ValueError) as problem:
+            level: Any = mapping
+            for key in problem.key if isinstance(problem, FieldError) else ():
+                if not isinstance(level, Located):
+                    break
+                self.line, level = level.lines.get(key, self.line), level.get(key)
             raise self.refuse(path, str(problem)) from problem
 
     def value(self, hint: Any, value: Any, path: tuple[str, ...]) -> Any:
