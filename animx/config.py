@@ -111,7 +111,7 @@ def _add(tag: str, pattern: str, first: str) -> None:
 _add("bool", "true|True|TRUE|false|False|FALSE", "tTfF")
 _add("null", "~|null|Null|NULL|", "~nN")
 _Loader.yaml_implicit_resolvers[""] = list(_Loader.yaml_implicit_resolvers["~"])
-_add("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789")
+_add("int", r"[-+]?[0-9]+", "-+0123456789")
 _add("float", r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", "-+0123456789.")
 
 
@@ -119,11 +119,16 @@ def _construct_float(loader: Any, node: Any) -> float:
     return float(loader.construct_scalar(node))
 
 
+def _construct_int(loader: Any, node: Any) -> int:
+    return int(loader.construct_scalar(node))  # 010 is ten, not eight
+
+
 def _construct_map(loader: Any, node: Any) -> Any:
     return loader.construct_mapping(node, deep=True)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_map)
 
 

@@ -209,8 +209,8 @@ def test_words_of_old_yaml_are_text_and_numbers_are_numbers(tmp_path):
         "a: yes\nb: off\nc: 2020-01-01\nd: 1:30\ne: 1e-4\nf: 010\ng: ~\nh:\ni: -3\nj: .5\nk: 0x10\nl: null\n"
     )
     assert dict(read_yaml(file)) == {
-        "a": "yes", "b": "off", "c": "2020-01-01", "d": "1:30", "e": 1e-4, "f": 10.0, "g": None, "h": None, "i": -3, "j": 0.5,
-        "k": "0x10", "l": None,
+        "a": "yes", "b": "off", "c": "2020-01-01", "d": "1:30", "e": 1e-4, "f": 10, "g": None, "h": None,
+        "i": -3, "j": 0.5, "k": "0x10", "l": None,
     }  # fmt: skip
 
 
@@ -253,10 +253,12 @@ class NoAlias(yaml.SafeDumper):
 def test_any_bytes_at_all_end_in_a_mapping_or_one_line(tmp_path_factory, raw):
     file = tmp_path_factory.mktemp("yaml") / "a.yaml"
     file.write_bytes(raw)
+    found: object
     try:
-        assert isinstance(read_yaml(file), Located)
+        found = read_yaml(file)
     except AnimxError as error:
-        assert "\n" not in str(error)
+        found = str(error)
+    assert isinstance(found, Located) or (isinstance(found, str) and "\n" not in found)
 
 
 # ---- overrides -----------------------------------------------------------------------------------------------------
