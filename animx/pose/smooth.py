@@ -49,6 +49,9 @@ def smooth(poses: PoseSequence, seconds: float = 0.28, order: int = 2, *, breaks
                     keypoints[one] = _steady(poses.keypoints[one].astype(np.float64), window, order, noise)
                     if depth is not None and poses.depth is not None:
                         depth[one] = filtered(poses.depth[one].astype(np.float64)[:, None], window, order)[:, 0]
+    for array in (keypoints, depth):
+        if array is not None:
+            array.flags.writeable = False  # shared with the result, not copied
     step = {"op": "smooth", "seconds": seconds, "order": order}
     return replace(poses, keypoints=keypoints, depth=depth, history=(*poses.history, step))
 
