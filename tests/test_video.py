@@ -246,7 +246,7 @@ def test_damage_is_told_and_no_wrong_frame_is_shown_before_it(tmp_path: Path, cl
     rng = np.random.default_rng(7)
     for _ in range(6):
         (tmp_path / "b.mp4").write_bytes(damage(clip.read_bytes(), kind, rng))
-        shown = []
+        shown: list[NDArray[np.uint8]] = []
         with pytest.raises(InputError, match="damaged") as caught:
             shown.extend(frame.pixels for frame in open_frames(tmp_path / "b.mp4"))
         assert "\n" not in str(caught.value)
@@ -334,8 +334,8 @@ def test_missing_folder_and_sound_only_are_refused(tmp_path: Path, clip: Path) -
         track = container.add_stream("aac", rate=44100, layout="mono")
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
         silence.sample_rate = 44100
-        container.mux(track.encode(silence))  # type: ignore[attr-defined]
-        container.mux(track.encode(None))  # type: ignore[attr-defined]
+        container.mux(track.encode(silence))
+        container.mux(track.encode(None))
     with pytest.raises(InputError, match="holds no video"):
         probe(tmp_path / "sound.m4a")
 
