@@ -235,7 +235,7 @@ class _Reach:
             return
         recent = np.stack(self._recent[-48:])
         self._recent = self._recent[-47:]
-        self._next = min(2 * len(recent), 48) if len(recent) < 48 else len(self._recent) + 12
+        self._next = min(2 * len(recent), 48) if len(recent) < 48 else len(self._recent) + 24
         self.height = mending.figure_height(recent[..., :2], recent[..., 2])
         self.lengths = mending.limb_reach(recent[..., :2], recent[..., 2], self.height)
 
