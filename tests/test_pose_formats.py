@@ -577,6 +577,23 @@ def test_odd_poses_are_found_and_named() -> None:
     assert any("times" in finding for finding in check_poses(uneven))
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(-40, 38), st.floats(0, 1), st.sampled_from([1e-45, 0.3, 1.0]), st.integers(1, 4))
+def test_any_finite_poses_are_described_checked_and_written(
+    tmp_path_factory: pytest.TempPathFactory, exponent: int, share: float, score: float, frames: int
+) -> None:
+    rng = np.random.default_rng(frames)
+    points = (rng.normal(0, 1, (frames, 1, JOINTS, 2)) * 10.0**exponent).clip(-3.4e38, 3.4e38)
+    scores = (rng.random((frames, 1, JOINTS)) < share) * np.float32(score)
+    poses = PoseSequence(points.astype(np.float32), scores.astype(np.float32), Canvas(9, 7))
+    json.dumps(describe_poses(poses), allow_nan=False)
+    check_poses(poses)
+    folder = tmp_path_factory.getbasetemp()
+    for suffix in SUFFIXES.values():
+        write_poses(poses, folder / f"any{suffix}", overwrite=True)
+        assert same(read_poses(folder / f"any{suffix}"), poses)
+
+
 def test_an_invalid_file_is_an_error_and_no_finding(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="scores: missing"):
         check_poses(_npz(tmp_path / "x.npz", scores=None))

@@ -106,7 +106,8 @@ def _check_person(poses: PoseSequence, p: int) -> list[str]:
     found += _check_places(poses, p, seen)
     found += _check_bones(poses, p)
     found += _check_jumps(poses, p, seen)
-    across = poses.keypoints[:, p, [L_SHOULDER, L_HIP], 0] - poses.keypoints[:, p, [R_SHOULDER, R_HIP], 0]
+    x = np.asarray(poses.keypoints[:, p, :, 0], np.float64)
+    across = x[:, [L_SHOULDER, L_HIP]] - x[:, [R_SHOULDER, R_HIP]]
     whole = seen[:, [L_SHOULDER, L_HIP, R_SHOULDER, R_HIP]].all(axis=1)
     back = whole & (across < 0).all(axis=1)
     if back.any():
@@ -120,7 +121,8 @@ def _check_person(poses: PoseSequence, p: int) -> list[str]:
 
 
 def _check_places(poses: PoseSequence, p: int, seen: NDArray[np.bool_]) -> list[str]:
-    x, y = poses.keypoints[:, p, BODY.start : BODY.stop].transpose(2, 0, 1)
+    places = np.asarray(poses.keypoints[:, p], np.float64)
+    x, y = places[:, BODY.start : BODY.stop].transpose(2, 0, 1)
     outside = (x < 0) | (y < 0) | (x > poses.canvas.width) | (y > poses.canvas.height)
     outside &= seen[:, BODY.start : BODY.stop]
     found = []
@@ -134,7 +136,7 @@ def _check_places(poses: PoseSequence, p: int, seen: NDArray[np.bool_]) -> list[
     far &= seen[:, BODY.start : BODY.stop]
     if far.any():
         found.insert(0, f"body joints many canvases away in {_frames(far.any(axis=1))}: is the canvas size right?")
-    spread = np.ptp(poses.keypoints[:, p][seen], axis=0).max() if seen.any() else 0.0
+    spread = np.ptp(places[seen], axis=0).max() if seen.any() else 0.0
     if spread < 0.02 * poses.canvas.long_side:
         found.insert(0, f"the whole figure measures {spread:.1f} px: are the coordinates in px of the canvas?")
     return found
