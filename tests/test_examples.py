@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 
 from animx.pose import skeleton as sk
+from animx.pose.sequence import PoseSequence
 from animx_trainer import synthetic
 
 
@@ -102,3 +106,26 @@ def test_a_pose_detector_finds_the_dancer_in_every_frame(root: Path, make: Modul
     assert len(errors) == make.FRAMES
     assert np.mean(errors) < 0.02
     assert np.max(errors) < 0.06
+
+
+@pytest.mark.slow
+def test_the_gallery_makes_one_sheet_a_clip_and_goes_on_after_a_bad_picture(
+    root: Path, tmp_path: Path, tiny_poses: PoseSequence, tiny_character: Path
+) -> None:
+    from animx.pose.formats import write_poses
+
+    write_poses(tiny_poses, tmp_path / "wave.npz")
+    blank = tmp_path / "blank.png"
+    assert cv2.imwrite(str(blank), np.full((192, 128, 3), 255, np.uint8))
+    done = subprocess.run(
+        [sys.executable, str(root / "examples" / "gallery.py"), "--pictures", str(tiny_character), str(blank),
+         "--clips", str(tmp_path / "wave.npz"), "--columns", "3", "--height", "96", "-o", str(tmp_path / "out")],
+        env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "blank.png x wave.npz: " in done.stderr
+    assert "bear.png x wave.npz: " in done.stderr
+    sheet = cv2.imread(str(tmp_path / "out" / "wave.jpg"))
+    assert sheet.shape == (3 * 100, 4 * 68, 3)
+    assert sheet[100:196, 68:].std() > 20  # the bear's row is filled
+    assert sheet[200:296].std() < 2  # the blank's is not

@@ -1,0 +1,59 @@
+"""The documentation holds: links lead somewhere, included files are the files, every page is in the index."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from animx.plugins import GROUPS
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in link:
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_included_files_are_the_files(page: Path) -> None:
+    included = re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
+    for name, body in included:
+        assert body == (DOCS.parent / name).read_text(encoding="utf-8"), f"{page.name}: {name} has changed"
+    if page.stem == "plugins":
+        assert len(included) == 2
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\((\S+\.md)\)", index))
+    assert linked == {page.name for page in PAGES} - {"README.md"}
+
+
+def test_the_page_on_plugins_names_every_group() -> None:
+    text = (DOCS / "plugins.md").read_text(encoding="utf-8")
+    for group in GROUPS:
+        assert f"`animx.{group}`" in text
+
+
+def test_decisions_give_a_reason_for_every_dependency_of_the_base_install() -> None:
+    import tomllib
+
+    text = (DOCS / "decisions.md").read_text(encoding="utf-8").lower()
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for line in project["dependencies"]:
+        name = re.split(r"[<>=;\[ ]", line)[0]
+        assert name in text, f"docs/decisions.md: nothing on {name}"
+
+
+def test_the_picture_of_the_house_shows_every_room_of_the_layers_test() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    tree = {path.stem.split("_")[0] for path in (DOCS.parent / "animx").glob("[a-z]*.py")}
+    tree |= {path.parent.name for path in (DOCS.parent / "animx").glob("*/__init__.py")}
+    for room in sorted(tree):
+        assert re.search(rf"\b{room}\b", text), f"docs/architecture.md does not mention {room}"
