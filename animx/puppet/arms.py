@@ -26,6 +26,7 @@ class Reach:
     outer: NDArray[np.float64]  # [R] px, away from the trunk
     inner: NDArray[np.float64]  # [R] px, towards it
     bordered: Flags  # [R] the outer ray ended at a foreign colour, not at the rim
+    free: Flags  # [R] the inner ray came out at the rim: the arm hangs clear of the trunk there
     least: float
 
     @property
@@ -82,7 +83,7 @@ def _arm_reach(solid: Flags, lab: Grey, edges: Grey, body: Anatomy, side: str) -
     trunk = (body.neck + body.mid_hip) / 2
     patience = max(3, round(0.015 * body.height))
     limit = 0.6 * sum(float(np.linalg.norm(b - a)) for a, b in itertools.pairwise(line))
-    starts, reaches = [], []
+    starts, reaches, clear = [], [], []
     for bone, (a, b) in enumerate(itertools.pairwise(line)):
         d = b - a
         away = np.array([-d[1], d[0]]) / max(float(np.linalg.norm(d)), 1e-6)
@@ -100,6 +101,7 @@ def _arm_reach(solid: Flags, lab: Grey, edges: Grey, body: Anatomy, side: str) -
                 if colours is not None:
                     foreign = np.linalg.norm(lab[y[:reach], x[:reach], None] - colours, axis=-1).min(1) > 22
                 pair += _ray_end(foreign, edges[y[:reach], x[:reach]] > 2.0, patience, stops_at_edges)
+            clear.append(pair[2] == reach)
             starts.append(a + t * d)
             reaches.append(pair)
     found = np.array(reaches, np.float64)
@@ -108,7 +110,8 @@ def _arm_reach(solid: Flags, lab: Grey, edges: Grey, body: Anatomy, side: str) -
     inner = _with_outline(found[:, 2], found[:, 3], patience)
     cap = max(0.3 * body.shoulder_width, float(np.median(outer)), least)
     bordered = (found[:, 1] > found[:, 0]) & (outer == found[:, 0])
-    return Reach(np.array(starts), outer, np.minimum(_median5(inner), cap), bordered, least)
+    free = np.array(clear) & (inner <= cap)
+    return Reach(np.array(starts), outer, np.minimum(_median5(inner), cap), bordered, free, least)
 
 
 def _ray_end(foreign: Flags, strong: Flags, patience: int, stops_at_edges: bool) -> tuple[int, int]:
@@ -121,6 +124,8 @@ def _ray_end(foreign: Flags, strong: Flags, patience: int, stops_at_edges: bool)
         strong = strong.copy()
         strong[:patience] = False
         edge = int(np.argmax(strong)) if strong.any() else edge
+        if len(foreign) - edge <= patience:
+            edge = len(foreign)  # the rim's own edge
     starts = np.flatnonzero(np.diff(np.concatenate([[False], foreign, [False]]).astype(np.int8)))
     for start, end in starts.reshape(-1, 2):
         if end - start >= patience:
@@ -215,6 +220,7 @@ def _trimmed(region: Flags, solid: Flags, lab: Grey, body: Anatomy, side: str, r
     wide = np.maximum(1.6 * max(outer, 0.7 * radius), 1.3 * reach.outer)
     wide = np.where(reach.bordered, np.maximum(_median5(reach.outer), reach.outer) + 4.0, wide)
     tight = np.minimum(np.maximum(reach.inner, 0.6 * inner) + 3.0, 1.25 * inner)
+    tight = np.where(reach.free, np.maximum(tight, 1.6 * np.maximum(reach.inner, 0.7 * radius)), tight)
     allowed = np.where(trunk, tight[nearest], wide[nearest]).astype(np.float32)
     hand = np.zeros(solid.shape, bool)
     if body.seen[wrist]:

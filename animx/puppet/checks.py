@@ -20,8 +20,8 @@ from animx.pose.skeleton import L_HIP, L_SHOULDER, NECK, NOSE, R_HIP, R_SHOULDER
 from animx.puppet.anatomy import ARM, BODY_JOINTS, LEG
 from animx.puppet.engine import Stage, prepare
 
-SMALL_HOLE = 400
-"""Enclosed areas below this are holes of the puppet; larger ones are gaps between limbs [px]."""
+SMALL_HOLE = 0.0008
+"""Enclosed areas below this are holes of the puppet; larger ones are gaps between limbs [H squared; 400 px at 700]."""
 
 
 @dataclass(frozen=True)
@@ -122,20 +122,21 @@ def coverage(stage: Stage, t: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(frame[..., 3])
 
 
-def holes(alpha: NDArray[np.uint8]) -> int:
-    """Area of small enclosed gaps in a silhouette [px]."""
+def holes(alpha: NDArray[np.uint8], height: float) -> int:
+    """Area of small enclosed gaps in the silhouette of a figure of `height` px [px]."""
     gaps = (alpha < 128).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(np.pad(gaps, 1, constant_values=1), connectivity=4)
     del labels
     areas = stats[1:count, cv2.CC_STAT_AREA]
-    return int(areas[areas < SMALL_HOLE].sum())
+    return int(areas[areas < SMALL_HOLE * height**2].sum())
 
 
 def hole_share(stage: Stage, frames: Iterable[int]) -> float:
     """Worst enclosed small-hole area over the frames, less the rest pose's, over H squared."""
-    rest = holes((_rest_mask(stage) * 255).astype(np.uint8))
-    worst = max(holes(coverage(stage, t)) for t in frames)
-    return max(worst - rest, 0) / stage.puppet.body.height**2
+    height = stage.puppet.body.height
+    rest = holes((_rest_mask(stage) * 255).astype(np.uint8), height)
+    worst = max(holes(coverage(stage, t), height) for t in frames)
+    return max(worst - rest, 0) / height**2
 
 
 def area_ratio(stage: Stage, frames: Iterable[int]) -> tuple[float, float]:

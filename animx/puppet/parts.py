@@ -67,9 +67,8 @@ def cut(rgb: NDArray[np.uint8], mask: Grey, body: Anatomy) -> Parts:
     behind = _behind_arms(own, arm_pixels, solid, body, radius)
     leg_radius = _leg_radius(solid, body)
     leg_cut, leg_side = _split_legs(rgb, own, body)
-    # the body's soft rim belongs to whichever part is nearest
-    share = _soft_share(own, solid)
-    body_alpha = alpha * share
+    # the body goes on for two pixels under the arm's soft edge, or the ground would shine through the cut
+    body_alpha = alpha * _soft_share(near(own, 2) & solid, solid)
     body_alpha[behind] = alpha[behind]
     body_colours = _fill_from(colours, own, behind)
     upper = body_alpha.copy()
