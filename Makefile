@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 SOURCES := pyproject.toml setup.cfg constraints.txt
 DEMO_CHARACTER ?= examples/characters/bottle.png
 DEMO_VIDEO ?= out/demo.mp4
