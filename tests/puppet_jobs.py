@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from fractions import Fraction
 
@@ -38,7 +39,7 @@ def _stroke(
     width: int,
 ) -> None:
     points = [[round(16 * v) for v in joints[j]] for j in chain if j in joints]
-    for a, b in zip(points[:-1], points[1:], strict=True):
+    for a, b in itertools.pairwise(points):
         for image, value in ((rgb, colour), (mask, (255,))):
             cv2.line(image, a, b, value, width, cv2.LINE_8, 4)
 
@@ -72,12 +73,9 @@ def draw(
             x, y = joints[chain[2]]
             _disc(rgb, mask, (x, y + 6), 9, SHOE)
     middle = np.subtract(joints[1], STANDING[1]) if 1 in joints else np.zeros(2)
-    corners = np.array([joints.get(j, STANDING[j] + middle) for j in (2, 5, 11, 8)]) + [
-        [-8, -4],
-        [8, -4],
-        [8, 4],
-        [-8, 4],
-    ]
+    spread = np.array([[-8, -4], [8, -4], [8, 4], [-8, 4]])
+    joined = np.array([joints.get(j, STANDING[j] + middle) for j in (2, 5, 11, 8)])
+    corners = joined + spread
     trunk = np.rint(corners).astype(np.int32)
     if skirt:
         trunk = np.rint([corners[0], corners[1], corners[2], (150, 222), (70, 222), corners[3]]).astype(np.int32)

@@ -62,7 +62,7 @@ def test_a_layer_at_rest_is_its_texture_bit_for_bit(alpha: int) -> None:
 
 def test_moving_by_whole_pixels_moves_the_bits() -> None:
     sheet = layer()
-    moved = drawn(sheet, lambda p: p + [5, -3])
+    moved = drawn(sheet, lambda p: p + np.array([5, -3]))
     assert np.array_equal(moved[:-3, 5:], at_rest(sheet)[3:, :-5])
 
 

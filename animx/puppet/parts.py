@@ -87,7 +87,7 @@ def cut(rgb: NDArray[np.uint8], mask: Grey, body: Anatomy) -> Parts:
         centre = body.joints[ARM[side][0]]
         cv2.circle(joint, (int(centre[0]), int(centre[1])), round(radius[side] * 1.15), (1,), -1)
         whole = region | ((joint > 0) & solid & ~_other(arms, side))
-        layers.append(_layer(f"{side}_arm", colours, alpha * _soft_share(whole, solid)))
+        layers.append(_layer(f"{side}_arm", colours, alpha * np.minimum(1.5 * _soft_share(whole, solid), 1)))
     return Parts(tuple(layers), radius, leg_radius, leg_cut, solid & (own | behind), leg_side)
 
 
