@@ -107,6 +107,8 @@ def render(
     finds the figure and estimates; nothing is written.  Errors: the tree of `animx.errors`.
     """
     options = replace(options, **values) if options is not None else RenderOptions.of(**values)
+    if options.person == "all":
+        raise UsageError("--person all: one person drives a figure. Use largest, first or track:N")
     engine, reason = choose_engine(options.engine)
     extra = engine_options(engine, options.engine_options)
     target = Path(out) if out is not None else Path(f"{stem(reference)}_{_driving_stem(driving)}.mp4")

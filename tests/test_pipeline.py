@@ -351,7 +351,7 @@ def test_the_pipe_of_the_contract(figure: Path, tiny_clip: Path) -> None:
 
 
 def test_an_empty_pipe_is_one_clear_line(figure: Path) -> None:
-    refused(animx("pose", "retarget", "-", "--preset", "no-arms"), 3, "stdin")
+    refused(animx("pose", "retarget", "-", "--preset", "no-arms"), 3, "stdin is empty")
     refused(animx("render", figure, "-", "-o", "out.mp4"), 3, "stdin")
     assert files() == []
 
@@ -481,6 +481,7 @@ def test_an_unknown_backend_and_a_person_it_cannot_follow(figure: Path, tiny_cli
     refused(animx("render", figure, tiny_clip, "--backend", "fke", "-q"), 2, "'fke'", "Did you mean 'fake'?")
     ran = animx("render", figure, tiny_clip, "--backend", "fake", "--person", "track:1", "-q")
     refused(ran, 2, "--person track:1", "fake")
+    refused(animx("render", figure, tiny_clip, "--backend", "fake", "--person", "all", "-q"), 2, "--person all")
 
 
 # ---- dry run ----

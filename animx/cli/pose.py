@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -266,17 +267,30 @@ def info(out: Output, source: str) -> None:
     from animx.pose.formats import describe_poses, read_poses
 
     found = describe_poses(read_poses(source if source == "-" else Path(source)))
-    out.result({"file": source, **found}, [f"{key:<12} {_shown(value)}" for key, value in found.items()])
+    out.result({"file": source, **found}, _lines(found))
+
+
+def _lines(values: Mapping[str, Any], indent: str = "") -> list[str]:
+    """A mapping as aligned lines; mappings inside it are indented, lists of mappings numbered by their place."""
+    lines = []
+    for key, value in values.items():
+        parts = value if isinstance(value, (list, tuple)) and value and isinstance(value[0], dict) else None
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{key}", *_lines(value, indent + "  ")]
+        elif parts is not None:
+            for place, part in enumerate(parts):
+                lines += [f"{indent}{key} {place}", *_lines(part, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key:<{16 - len(indent)}} {_shown(value)}")
+    return lines
 
 
 def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}".rstrip("0").rstrip(".")
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(one)}" for key, one in value.items()) or "-"
     if isinstance(value, (list, tuple)):
         return ", ".join(_shown(one) for one in value) or "-"
-    return "-" if value is None else str(value)
+    return "-" if value is None or value == {} else str(value)
 
 
 @o.command("check", examples=("animx pose check dance.pose.json && echo usable",))

@@ -173,7 +173,10 @@ def _stdin() -> bytes:
     stream = getattr(sys.stdin, "buffer", None)
     if stream is None or sys.stdin.isatty():
         raise UsageError("'-' reads a pose file from stdin, but nothing is piped into it")
-    return _bytes(stream, "stdin", MAX_TEXT_BYTES)
+    data = _bytes(stream, "stdin", MAX_TEXT_BYTES)
+    if not data:
+        raise InputError("stdin is empty: the command before the pipe wrote no poses. Its own error says why")
+    return data
 
 
 def _bytes(stream: IO[bytes], where: str, limit: int) -> bytes:
