@@ -114,7 +114,7 @@ def test_an_answer_beside_the_figure_is_refused():
 
 
 def test_an_unsure_answer_is_refused():
-    assert ask(CHILD, score=0.45).origin == "fitted"
+    assert ask(CHILD, score=0.55).origin == "fitted"
 
 
 def test_sides_are_swapped_when_a_face_is_seen():
