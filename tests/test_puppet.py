@@ -19,7 +19,7 @@ from animx.puppet.anatomy import study
 from animx.puppet.engine import PuppetEngine, prepare
 from animx.puppet.motion import plan
 from animx.puppet.parts import cut
-from animx.puppet.series import bounded, directions, hysteresis, running_percentile
+from animx.puppet.series import bounded, directions, hysteresis, running_percentile, standing_level
 from tests import puppet_jobs as jobs
 
 
@@ -455,3 +455,13 @@ def test_a_frame_costs_at_most_3_4_remaps() -> None:
     assert found["correct"]
     assert found["canvas"] == "499x768"
     assert found["ratio"] <= BAR
+
+
+def test_a_jump_is_lift_and_an_approach_is_ground() -> None:
+    times = np.arange(60) / 20
+    walking = 100 + 15 * times
+    assert np.abs(standing_level(walking, times) - walking).max() < 1.0
+    jumping = walking - 40 * np.clip(1 - np.abs(times - 1.5) / 0.25, 0, 1)
+    ground = standing_level(jumping, times)
+    assert np.abs(ground - walking).max() < 8
+    assert (ground - jumping)[30] > 32

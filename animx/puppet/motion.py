@@ -25,6 +25,7 @@ from animx.puppet.series import (
     hysteresis,
     running_percentile,
     soft_threshold,
+    standing_level,
     upper_percentile,
     wrapped,
 )
@@ -302,7 +303,7 @@ def _root(body: Anatomy, driver: _Driver, local: Series) -> Series:
         root[:, 1] = rest[:, 1] + np.minimum(path[:, 1] - ground, 0.0)
         return root
     low = driver.points[:, feet, 1].max(1)
-    ground = running_percentile(low, driver.times, 0.75, 90)
+    ground = standing_level(low, driver.times)
     lift = soft_threshold(np.maximum(ground - low, 0.0), LIFT * height)
     offset = float(soft_threshold(np.array([np.median(ground) - body.floor]), LIFT * height)[0])
     root[:, 1] = body.floor + offset - lift - local[:, shown, 1].max(1)

@@ -34,6 +34,27 @@ def running_percentile(values: Series, times: Series, reach: float, percent: flo
     return np.asarray((total[last] - total[first]) / (last - first), np.float64)
 
 
+def standing_level(values: Series, times: Series, reach: float = 0.45) -> Series:
+    """`values` with its short dips filled [T]: the ground under feet whose height (y downwards) is `values`.
+
+    A jump shorter than twice `reach` seconds is bridged; a slow rise or fall, as of a driver who walks towards the
+    camera, is ground itself, also at the ends of the clip.
+    """
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
+    count = int(np.ceil(2 * reach / step)) if len(times) > 1 else 0
+    ends = np.arange(1, count + 1) * step
+    when = np.concatenate([times[0] - ends[::-1], times, times[-1] + ends])
+    padded = np.pad(values, count, mode="edge")
+    first, last = (
+        np.searchsorted(when, when - reach - 1e-9, "left"),
+        np.searchsorted(when, when + reach + 1e-9, "right"),
+    )
+    spans = list(zip(first, last, strict=True))
+    raised = np.array([upper_percentile(padded[a:b], 85) for a, b in spans])
+    level = np.array([upper_percentile(raised[a:b], 15) for a, b in spans])
+    return level[count : count + len(values)]
+
+
 def directions(vectors: Series, full: float, times: Series, window: float = 0.12) -> Series:
     """Angle of each vector [T] (atan2).  One shorter than a quarter of `full` points nowhere surely: it leans on its
     neighbours in time, weighted by their length."""
