@@ -201,6 +201,18 @@ def bench_pose(clip: Path, backend: str | None = None, hands: bool = False) -> M
     )
 
 
+def bench_puppet(rounds: int = 60) -> Measured:
+    """The puppet's own measurement: a drawn frame against a plain `cv2.remap`.  Checked: joints lie where aimed."""
+    from importlib import import_module
+
+    found = dict(import_module("animx.puppet.bench").bench(rounds=rounds))  # an engine's room, reached by name
+    if not found.pop("correct"):
+        raise CheckError(f"bench puppet: joints are drawn {found['marker_error']:.4f} of the height off")
+    checks = {name: found.pop(name) for name in ("canvas", "triangles", "marker_error", "bar")}
+    ratios = {"frame_per_remap": found.pop("ratio")}
+    return Measured("puppet", ratios, found, checks)
+
+
 def bench_chain(reference: Path, clip: Path) -> Measured:
     """The whole `render` mp4 -> mp4 against pose-only extraction plus encoding alone, CPU time of one run.
 

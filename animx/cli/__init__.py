@@ -37,6 +37,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Built-in commands: where each lives and its line in the help."""
 
 
+_NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click 8.1 shows the help by itself
+
+
 class Terminated(BaseException):
     """SIGTERM arrived; unwinds like KeyboardInterrupt, so that nothing partial is left."""
 
@@ -147,7 +150,7 @@ def report(output: Output, error: BaseException, as_json: bool) -> int:
     message, code = explain(error)
     if code == EXIT_CLOSED_PIPE:
         return code
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+    if isinstance(error, _NO_ARGUMENTS):
         output.say(error.ctx.get_help() if error.ctx is not None else message)
         return code
     if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
@@ -155,7 +158,7 @@ def report(output: Output, error: BaseException, as_json: bool) -> int:
         return code
     if output.verbose:
         output.say("".join(traceback.format_exception(error)).rstrip())
-    elif code == 1:
+    elif code == 1 and not isinstance(error, AnimxError):
         message += " Run again with -v for the traceback"
     output.error(message, type(error).__name__, code, as_json=as_json)
     return code
@@ -165,7 +168,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     """The one line and the exit code for an error."""
     if isinstance(error, AnimxError):
         return str(error), error.exit_code
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+    if isinstance(error, _NO_ARGUMENTS):
         return "no command given", 2
     if isinstance(error, click.ClickException):
         return _usage(error), 2

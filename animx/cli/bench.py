@@ -43,13 +43,11 @@ def puppet(out: Output, reference: str | None, driving: str | None) -> None:
 
     With REF and DRIVING (a video) also the whole chain: CPU time of render against pose extraction and encoding alone.
     """
-    from animx.bench import bench_chain
+    from animx.bench import bench_chain, bench_puppet
     from animx.errors import UsageError
 
     if (reference is None) != (driving is None):
         raise UsageError("bench puppet: name both REF and DRIVING, or neither")
-    from animx.puppet.bench import bench_puppet
-
     found = [bench_puppet()]
     if reference is not None and driving is not None:
         found.append(bench_chain(Path(reference), Path(driving)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,17 @@ from animx.cli.output import Output
 from animx.errors import UsageError, nearest
 
 Function = Callable[..., Any]
+
+if TYPE_CHECKING:
+
+    class _TextType(click.ParamType[str]):
+        """A parameter that becomes text."""
+
+    class _AnyType(click.ParamType[Any]):
+        """A parameter that becomes a value of animx."""
+
+else:
+    _TextType = _AnyType = click.ParamType  # older clicks have no type parameter
 
 PROGRESS = ("auto", "bar", "json", "none")
 
@@ -105,7 +116,7 @@ class Command(click.Command):
                     formatter.write_dl(records)
 
 
-class Choice(click.ParamType[str]):
+class Choice(_TextType):
     """One of a few words; a wrong one is refused with the nearest."""
 
     name = "choice"
@@ -127,7 +138,7 @@ class Choice(click.ParamType[str]):
         return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
 
 
-class Parsed(click.ParamType[Any]):
+class Parsed(_AnyType):
     """A value read by a function of `animx.times`, which is imported only when the option is used."""
 
     def __init__(self, name: str, parser: str) -> None:

@@ -281,7 +281,7 @@ def _lines(values: Mapping[str, Any], indent: str = "") -> list[str]:
             for place, part in enumerate(parts):
                 lines += [f"{indent}{key} {place}", *_lines(part, indent + "  ")]
         else:
-            lines.append(f"{indent}{key:<{16 - len(indent)}} {_shown(value)}")
+            lines.append(f"{indent}{key:<{18 - len(indent)}} {_shown(value)}")
     return lines
 
 
