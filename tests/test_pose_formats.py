@@ -171,6 +171,18 @@ def test_a_ten_minute_npz_needs_less_than_three_copies_of_its_array(tmp_path: Pa
     assert written < 0.3 * keypoints.nbytes + 4e6
 
 
+@pytest.mark.parametrize("name", ["a.pose.json", "folder"])
+def test_a_small_file_takes_little_memory(tmp_path: Path, name: str) -> None:
+    write_poses(standing(2), tmp_path / name)
+    read_poses(tmp_path / name)
+    tracemalloc.start()
+    try:
+        read_poses(tmp_path / name)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+
+
 # ---- damage ------------------------------------------------------------------------------------------------------
 
 
@@ -340,7 +352,7 @@ def _entry(header: str, data: bytes = b"", version: int = 1) -> bytes:
         "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 64, 134, 2), }",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (999999999999, 1, 134, 2), }",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999999999, 1, 134, 2), }",
-        "{'descr': '<f4', 'fortran_order': False, 'shape': (9000, 1, 134, 2), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (100000, 1, 134, 2), }",
         "{'descr': '|O', 'fortran_order': False, 'shape': (1, 1, 134, 2), }",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 1, 134, 2), }",
         "{'descr': '<f99999', 'fortran_order': False, 'shape': (1, 1, 134, 2), }",
@@ -465,7 +477,7 @@ def test_stdin_takes_json_or_npz_and_stdout_gives_json(
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
         assert same(read_poses("-"), clip())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
-    with pytest.raises(InputError, match="stdin: empty"):
+    with pytest.raises(InputError, match="stdin is empty"):
         read_poses("-")
     with pytest.raises(UsageError, match="JSON"):
         write_poses(clip(), "-", kind="npz")
