@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from animx.canvas import Canvas
 from animx.errors import InputError, OutputError, UsageError
-from animx.pose.formats import check_poses, describe_poses, is_pose_file, read_poses, write_poses
-from animx.pose.native import shortest
+from animx.pose.formats import KINDS, check_poses, describe_poses, is_pose_file, read_poses, write_poses
+from animx.pose.native import FIELDS, shortest
 from animx.pose.sequence import PoseSequence
 from animx.pose.skeleton import JOINTS, TEMPLATE
 
@@ -523,6 +523,12 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="source"):
             write_poses(bad, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_documentation_names_every_kind_and_field(root: Path) -> None:
+    text = (root / "docs/formats.md").read_text()
+    for name in (*KINDS, *FIELDS):
+        assert f"`{name}`" in text, name
 
 
 def test_an_unknown_field_is_ignored_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -114,6 +114,12 @@ def test_a_wrong_entry_is_refused_by_file_and_name(tmp_path: Path, old: str, new
     assert "\n" not in str(caught.value)
 
 
+def test_the_documented_example_is_read(root: Path, tmp_path: Path) -> None:
+    text = (root / "docs/formats.md").read_text()
+    (tmp_path / "a.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    assert read_joints(tmp_path / "a.yaml").scores.sum() == 3
+
+
 CFG = """height: 602
 width: 508
 skeleton:
