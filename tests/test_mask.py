@@ -184,6 +184,29 @@ def test_colours_sharpen_a_rough_net(mascot):
     assert iou(found.alpha, mascot.mask) > max(0.92, 0.07 + iou(net(picture), mascot.mask))
 
 
+def glass_and_net(patch):
+    """A mascot with a part (flags [H, W]) through which the ground shows, and a net that claims that part too."""
+    mascot = CARTON
+    rgb = mascot.picture(busy_ground(*mascot.size))
+    whole = mascot.mask | patch
+    claim = cv2.GaussianBlur(np.where(mascot.mask, 1.0, np.where(patch, 0.9, 0.0)).astype(np.float32), (0, 0), 2)
+    return rgb, whole, claim
+
+
+def test_a_glass_lid_the_net_is_sure_of_stays():
+    lid = np.zeros(CARTON.mask.shape, bool)
+    lid[12:60, 140:280] = True
+    rgb, whole, claim = glass_and_net(lid)
+    assert iou(segment.grow(rgb, claim) > 0, whole) > 0.93
+
+
+def test_the_ground_between_two_legs_goes_even_when_the_net_claims_it():
+    between = np.zeros(CARTON.mask.shape, bool)
+    between[420:520, 190:245] = True
+    rgb, _, claim = glass_and_net(between)
+    assert (segment.grow(rgb, claim) > 0)[430:510, 195:235].mean() < 0.1
+
+
 def test_joints_replace_a_net():
     picture = CHILD.picture(busy_ground(*CHILD.size))
     found = find_mask(picture, joints=with_pose(CHILD), net=no_net)
