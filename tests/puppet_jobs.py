@@ -27,6 +27,8 @@ STANDING: dict[int, tuple[float, float]] = {
 }  # fmt: skip
 CLASPED = {**STANDING, 3: (84, 130), 4: (106, 138), 6: (136, 130), 7: (114, 138)}
 
+SLEEVE = (25, 75, 185)
+
 Joints = dict[int, tuple[float, float]]
 
 
@@ -56,16 +58,16 @@ def _disc(
 
 
 def draw(
-    joints: Joints, *, hair: bool = False, skirt: bool = False, size: tuple[int, int] = SIZE
+    joints: Joints, *, hair: bool = False, cape: bool = False, skirt: bool = False, size: tuple[int, int] = SIZE
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """(RGB, mask 0..1) of a person in flat colours with the given joints; missing limbs are not drawn."""
     rgb = np.empty((size[1], size[0], 3), np.uint8)
     rgb[:] = PAPER
     mask = np.zeros((size[1], size[0]), np.uint8)
-    if hair:  # hangs behind the arms on both sides
+    if hair or cape:  # hangs behind the arms on both sides
         for side in (-1, 1):
             box = np.array([[110, 45], [110 + side * 60, 70], [110 + side * 64, 140], [110 + side * 20, 140]])
-            cv2.fillPoly(rgb, [box], HAIR)
+            cv2.fillPoly(rgb, [box], HAIR if hair else SLEEVE)
             cv2.fillPoly(mask, [box], 255)
     for chain in ((8, 9, 10), (11, 12, 13)):
         _stroke(rgb, mask, joints, chain, TROUSERS, 14)
@@ -88,7 +90,7 @@ def draw(
         for eye in {14, 15} & set(joints):
             cv2.circle(rgb, (round(joints[eye][0]), round(joints[eye][1])), 3, (20, 20, 20), -1)
     for chain in ((2, 3, 4), (5, 6, 7)):
-        _stroke(rgb, mask, joints, chain, tuple(max(v - 15, 0) for v in SHIRT), 13)  # type: ignore[arg-type]
+        _stroke(rgb, mask, joints, chain, SLEEVE, 13)
         if chain[2] in joints:
             a, b = np.array(joints[chain[1]]), np.array(joints[chain[2]])
             _disc(rgb, mask, tuple(b + 7 * (b - a) / np.linalg.norm(b - a)), 8, SKIN)
@@ -125,6 +127,17 @@ def dance(joints: Joints, time: float) -> Joints:
 def clip(joints: Joints = STANDING, frames: int = 12, fps: Fraction = Fraction(12)) -> PoseSequence:
     """`frames` of the dance at `fps`."""
     return pose([dance(joints, t / float(fps)) for t in range(frames)], fps)
+
+
+def leaning(joints: Joints = STANDING, frames: int = 8) -> PoseSequence:
+    """The figure as a whole tilting to and fro about its feet."""
+    foot = np.array([110.0, 238.0])
+    clips = []
+    for t in range(frames):
+        angle = 0.25 * np.sin(2 * np.pi * t / frames)
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        clips.append({j: tuple((turn @ (np.array(p) - foot) + foot).tolist()) for j, p in joints.items()})
+    return pose(clips)  # type: ignore[arg-type]
 
 
 def still(joints: Joints = STANDING, frames: int = 1) -> PoseSequence:

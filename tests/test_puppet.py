@@ -183,6 +183,12 @@ def test_hair_does_not_follow_the_arm() -> None:
         assert like(arm, jobs.SKIN).sum() > 60  # the hand is there
 
 
+def test_a_cape_of_the_sleeves_colour_does_not_follow_the_arm() -> None:
+    for side in ("right", "left"):
+        plain, caped = (named(jobs.job(cape=cape), f"{side}_arm")[..., 3] for cape in (False, True))
+        assert (caped > 127).sum() < 2.6 * (plain > 127).sum()  # all of it would be 3.6
+
+
 def test_clasped_arms_are_frozen_and_said() -> None:
     job = jobs.job(jobs.CLASPED, jobs.clip(jobs.STANDING))
     stage = prepare(job)
@@ -371,6 +377,8 @@ def test_transparent_frames_carry_the_figures_own_colours_without_halo() -> None
         # pure ground has blue 255, the figure 30: a halo would show as their mixture
         assert np.median(frame[edge][:, 2]) < 60
         assert np.percentile(frame[edge][:, 2], 90) < 130
+        # and not darkened by a forgotten division: the figure's red is 200
+        assert np.median(frame[edge][:, 0]) > 170
 
 
 @pytest.mark.parametrize("mode", ["keep", "blur", "colour", "image"])

@@ -103,6 +103,17 @@ def test_an_arm_the_driver_lacks_keeps_its_rest_pose(side: tuple[int, int]) -> N
     assert np.ptp(motion.joints[:, other], axis=0).max() > 20
 
 
+def test_an_arm_the_driver_lacks_leans_with_the_body() -> None:
+    arms = (R_ELBOW, R_WRIST, L_ELBOW, L_WRIST)
+    swinging = jobs.job(poses=jobs.without(jobs.leaning(), *arms))
+    assert swinging.reference_pose is not None
+    # without elbows in the reference the arms are part of the body and can but lean with it
+    fixed = replace(swinging, reference_pose=jobs.without(swinging.reference_pose, *arms))
+    one, two = frames(swinging), frames(fixed)
+    assert off(one, two, level=40) < 0.006
+    assert off(one[:1], one[2:3], level=40) > 0.05
+
+
 def test_standing_still_gives_identical_frames() -> None:
     shown = frames(jobs.job(poses=jobs.still(frames=4)))
     assert all(np.array_equal(shown[0], frame) for frame in shown[1:])

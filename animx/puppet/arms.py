@@ -25,7 +25,7 @@ class Reach:
     points: NDArray[np.float64]  # [R, 2] px, on the bones
     outer: NDArray[np.float64]  # [R] px, away from the trunk
     inner: NDArray[np.float64]  # [R] px, towards it
-    bordered: Flags  # [R] the outer ray ended at a foreign colour, not at the rim
+    bordered: Flags  # [R] the outer ray ended at a foreign colour or at a limit, not at the rim
     free: Flags  # [R] the inner ray came out at the rim: the arm hangs clear of the trunk there
     least: float
 
@@ -108,8 +108,12 @@ def _arm_reach(solid: Flags, lab: Grey, edges: Grey, body: Anatomy, side: str) -
     least = max(0.012 * body.height, 3.0)
     outer = _with_outline(found[:, 0], found[:, 1], patience)
     inner = _with_outline(found[:, 2], found[:, 3], patience)
+    # beyond this it is no arm but a cape of the same colour
+    limit = max(0.35 * body.shoulder_width, 0.06 * body.height)
+    vast = outer > limit
+    outer = np.minimum(outer, limit)
     cap = max(0.3 * body.shoulder_width, float(np.median(outer)), least)
-    bordered = (found[:, 1] > found[:, 0]) & (outer == found[:, 0])
+    bordered = vast | ((found[:, 1] > found[:, 0]) & (outer == found[:, 0]))
     free = np.array(clear) & (inner <= cap)
     return Reach(np.array(starts), outer, np.minimum(_median5(inner), cap), bordered, free, least)
 
