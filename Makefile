@@ -39,7 +39,7 @@ $(VENV)/.base: $(SOURCES) | $(BIN)/python
 $(VENV)/.dev: $(SOURCES) $(VENV)/.base
 	@echo "== installing the rest: tests, lint, types, ONNX pose backend"
 	@$(PIP) -e '.[dev,pose]'
-	@$(BIN)/python -c 'import cv2; cv2.ximgproc' 2>/dev/null || $(PIP) --force-reinstall --no-deps opencv-contrib-python
+	@$(BIN)/python -c 'import cv2; cv2.ximgproc.guidedFilter' 2>/dev/null || $(PIP) --force-reinstall --no-deps opencv-contrib-python
 	@touch $@
 
 install: $(VENV)/.base
