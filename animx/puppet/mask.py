@@ -131,7 +131,7 @@ def _find(
         )
     sure = _bones(joints, small.shape, scale) if joints is not None else None
     start = prior if prior is not None else _rough_prior(small, sure)
-    score = segment.grow(small, start, sure, band)
+    score = segment.grow(small, start, sure, band, guess=prior is None)
     region, more = surplus.without_surplus(small, score > 0, prior, points * scale)
     return _enlarged(_masked(score, region), width, height), method, notes + more
 

@@ -64,11 +64,11 @@ def person_prior(rgb: Rgb, net: Callable[[Rgb], Map]) -> Map:
     return np.asarray(total / weight, np.float32)
 
 
-def grow(rgb: Rgb, prior: Map, sure: Flags | None = None, band: float = 0.06) -> Map:
+def grow(rgb: Rgb, prior: Map, sure: Flags | None = None, band: float = 0.06, *, guess: bool = False) -> Map:
     """Refine a prior 0..1 [h, w] by colour; returns a score in -4..4, positive on the figure.
 
     `sure` pixels are figure whatever their colour; `band` is how far beyond the prior's outline the figure may reach
-    (share of the long side).  Deterministic: OpenCV's generator is set before use.
+    (share of the long side); a prior that is a mere `guess` never overrules the colours.  Deterministic: OpenCV's generator is set before use.
     """
     long_side = max(rgb.shape[:2])
     reach = cv2.dilate((prior > 0.5).astype(np.uint8), disc(max(1, round(band * long_side)))) > 0
@@ -98,7 +98,7 @@ def grow(rgb: Rgb, prior: Map, sure: Flags | None = None, band: float = 0.06) ->
     cv2.setRNGSeed(0)
     cv2.grabCut(colour, trimap, None, ground_model, figure_model, 3, cv2.GC_INIT_WITH_MASK)  # type: ignore[call-overload]
     cut = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
-    claimed = _see_through(cut, p)
+    claimed = np.zeros_like(cut) if guess else _see_through(cut, p)
     pixels = colour.reshape(-1, 3).astype(np.float64)
     ratio = (_log_likelihood(figure_model, pixels) - _log_likelihood(ground_model, pixels)).reshape(p.shape)
     odds = np.clip(p, 0.02, 0.98)
