@@ -68,7 +68,8 @@ def grow(rgb: Rgb, prior: Map, sure: Flags | None = None, band: float = 0.06, *,
     """Refine a prior 0..1 [h, w] by colour; returns a score in -4..4, positive on the figure.
 
     `sure` pixels are figure whatever their colour; `band` is how far beyond the prior's outline the figure may reach
-    (share of the long side); a prior that is a mere `guess` never overrules the colours.  Deterministic: OpenCV's generator is set before use.
+    (share of the long side).  A prior that is a mere `guess` never overrules the colours.
+    Deterministic: OpenCV's generator is set before use.
     """
     long_side = max(rgb.shape[:2])
     reach = cv2.dilate((prior > 0.5).astype(np.uint8), disc(max(1, round(band * long_side)))) > 0
