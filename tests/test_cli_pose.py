@@ -214,6 +214,15 @@ def test_info_tells_frames_size_rate_and_persons(dance: Path) -> None:
     assert "128" in text
 
 
+def test_check_prints_what_looks_odd_and_still_passes(dance: Path) -> None:
+    poses = read_poses(dance)
+    keypoints = poses.keypoints.copy()
+    keypoints[poses.frames // 2, 0, 4] += 5 * poses.canvas.height
+    write_poses(poses.with_poses(keypoints), "odd.pose.json", overwrite=True)
+    ran = done(animx("pose", "check", "odd.pose.json"))
+    assert ran.out.startswith("odd.pose.json: valid\nlook at: ")
+
+
 def test_check_passes_a_good_file_and_names_the_field_of_a_bad_one(dance: Path) -> None:
     assert done(animx("pose", "check", dance)).out == "dance.pose.json: valid\n"
     data = json.loads(dance.read_text())

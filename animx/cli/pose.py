@@ -12,7 +12,7 @@ import click
 from animx.cli import Group
 from animx.cli import options as o
 from animx.cli.output import Output
-from animx.errors import InputError, UsageError
+from animx.errors import UsageError
 
 if TYPE_CHECKING:
     from animx.pose.sequence import PoseSequence
@@ -296,14 +296,15 @@ def _shown(value: object) -> str:
 @o.command("check", examples=("animx pose check dance.pose.json && echo usable",))
 @click.argument("source", metavar="POSE")
 def check(out: Output, source: str) -> None:
-    """Check a pose file; exit 3 with the field's name when it is not valid."""
+    """Check a pose file; exit 3 with the field's name when it is not valid.
+
+    A valid file whose poses look odd (a jump, a side that swaps) is usable: what to look at is printed, exit 0.
+    """
     from animx.pose.formats import check_poses
 
     found = check_poses(source if source == "-" else Path(source))
-    if found:
-        rest = f" (and {len(found) - 1} more: {'; '.join(found[1:])})" if len(found) > 1 else ""
-        raise InputError(f"{found[0]}{rest}")
-    out.result({"file": source, "valid": True, "problems": []}, f"{source}: valid")
+    lines = [f"{source}: valid", *(f"look at: {finding}" for finding in found)]
+    out.result({"file": source, "valid": True, "findings": found}, lines)
 
 
 for one in (extract, retarget, draw, convert, info, check):
