@@ -272,16 +272,16 @@ def _contradiction(answer: _Answer, fit: Fit, figure: Flags) -> str | None:
         visits = [_on(_limb_samples(answer, chain), near).sum() for part, chain in _CHAINS.items() if kind in part]
         if max(visits) < 4:
             ignored.append(name)
-    if len(ignored) * 2 < len(fit.limbs):
+    if len(ignored) < max(2, len(fit.limbs) / 2):
         return None
     return f"it has nothing in the {' and '.join(ignored)} that stick{'s' if len(ignored) == 1 else ''} out"
 
 
 def _limb_samples(answer: _Answer, chain: tuple[int, int, int]) -> NDArray[np.float64]:
-    """Points [n, 2] along a limb of the answer, with the hand or foot beyond its last joint."""
+    """Points [n, 2] along a limb of the answer and beyond its last joint (hand, foot, a shin out of the picture)."""
     points = [answer.keypoints[j] for j in chain if answer.scores[j] > 0]
-    if len(points) == 3:
-        points.append(points[2] + 0.25 * (points[2] - points[1]))
+    if len(points) >= 2:
+        points.append(points[-1] + (0.25 if len(points) == 3 else 0.6) * (points[-1] - points[-2]))
     samples = [a + t * (b - a) for a, b in pairwise(points) for t in np.linspace(0, 1, 9)]
     return np.array(samples).reshape(-1, 2)
 

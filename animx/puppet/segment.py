@@ -128,7 +128,7 @@ def _see_through(cut: Flags, prior: Map) -> Flags:
         if stats[label, cv2.CC_STAT_AREA] < 0.025 * cut.sum() or prior[part].mean() < 0.78:
             continue
         if between[part].mean() < 0.6:
-            claimed |= (cv2.dilate(part.astype(np.uint8), disc(reach)) > 0) & (prior > 0.5)
+            claimed |= (cv2.dilate(part.astype(np.uint8), disc(3 * reach)) > 0) & (prior > 0.6)
     return claimed & ~cut
 
 
