@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pty
 import subprocess
 import sys
 import time
@@ -361,9 +362,39 @@ def test_progress_auto_is_silent_without_a_terminal_and_bar_writes_plain_lines(
     output.progress()("render", 4, 4)
     shown = capsys.readouterr().err
     assert "render" in shown
-    assert "4/4" in shown
+    assert "4 of 4" in shown
     assert "\r" not in shown
     assert "\x1b" not in shown
+
+
+def test_a_terminal_gets_bars_lines_above_them_and_its_cursor_back() -> None:
+    code = (
+        "from animx.cli.output import Output\n"
+        "with Output() as output:\n"
+        "    stages = output.progress()\n"
+        "    stages('render', 1, 4)\n"
+        "    output.say('half way')\n"
+        "    stages('render', 4, 4)\n"
+    )
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=theirs, stdout=subprocess.DEVNULL, env=environment)
+    process.wait(timeout=60)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # Linux says so where other systems say end of file
+            break
+        if not part:
+            break
+        shown += part
+    os.close(ours)
+    text = shown.decode()
+    assert "half way\r\n" in text
+    assert "4/4" in text
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
 
 
 def test_no_colour_without_a_terminal_or_with_no_color(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from typing import Any, TextIO
 import animx
 from animx.errors import UsageError
 
-BAR_WIDTH = 28
 BAR_EVERY_S = 0.1
 JSON_EVERY_S = 0.2
 LINE_EVERY_S = 5.0
@@ -33,7 +32,7 @@ class Output:
         self.warnings: list[str] = []
         self.stdout_taken = False
         self._seen: set[str] = set()
-        self._bar_shown = False
+        self._bars: _Bars | None = None
         self._handler: logging.Handler | None = None
 
     # ---- life ----------------------------------------------------------------------------------------------------
@@ -90,8 +89,10 @@ class Output:
             self._print_json({"error": {"kind": kind, "message": line, "exit_code": exit_code}})
 
     def _line(self, line: str) -> None:
-        self._clear_bar()
-        _write(sys.stderr, line + "\n")
+        if self._bars is not None:
+            self._bars.line(line)
+        else:
+            _write(sys.stderr, line + "\n")
 
     def _paint(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if _colours(sys.stderr) else text
@@ -132,14 +133,20 @@ class Output:
             mode = "bar" if usable and not self.quiet else "none"
         return Stages(self, mode)
 
+    def bars(self) -> _Bars:
+        """The bars of this command, begun on the first call."""
+        if self._bars is None:
+            self._bars = _Bars()
+        return self._bars
+
     def _clear_bar(self) -> None:
-        if self._bar_shown:
-            _write(sys.stderr, "\r\x1b[K")
-            self._bar_shown = False
+        if self._bars is not None:
+            self._bars.close()
+            self._bars = None
 
 
 class Stages:
-    """Shows the progress of stages that may run side by side."""
+    """Shows the progress of stages that may run side by side: bars (rich) on a terminal, lines or JSON elsewhere."""
 
     def __init__(self, output: Output, mode: str) -> None:
         self._output = output
@@ -168,23 +175,46 @@ class Stages:
                 "eta_s": None if eta is None else round(eta, 2),
             }
             _write(sys.stderr, json.dumps(shown) + "\n")
-            return
-        line = self._bar(stage, done, total, eta, (done / (now - began)) if now > began else 0.0)
-        if self._terminal:
-            _write(sys.stderr, f"\r\x1b[K{line}")
-            self._output._bar_shown = True
-            if finished:
-                self._output._clear_bar()
+        elif self._terminal:
+            self._output.bars().show(stage, done, total)
         else:
-            _write(sys.stderr, line + "\n")
+            left = f", {eta:.0f} s left" if eta is not None and done < total else ""
+            _write(sys.stderr, f"{stage}: {done}{f' of {total}' if total else ''} frames{left}\n")
 
-    def _bar(self, stage: str, done: int, total: int, eta: float | None, rate: float) -> str:
-        if not total:
-            return f"{stage:<8} {done} frames"
-        full = int(BAR_WIDTH * min(1.0, done / total))
-        tail = f"  {rate:.0f}/s" if done > 1 and rate else ""
-        left = f"  {int(eta // 60)}:{int(eta % 60):02d} left" if eta is not None and done < total else ""
-        return f"{stage:<8} [{'#' * full}{'.' * (BAR_WIDTH - full)}] {done}/{total}{tail}{left}"
+
+class _Bars:
+    """The bars at the foot of a terminal; lines written meanwhile go above them."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description:<8}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(file=sys.stderr),
+            transient=True,
+        )
+        self._tasks: dict[str, Any] = {}
+        self._progress.start()
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        """Move the bar of a stage."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total or None)
+        self._progress.update(self._tasks[stage], completed=done, total=total or None)
+
+    def line(self, text: str) -> None:
+        """Write one line above the bars; `text` may hold colours."""
+        from rich.text import Text
+
+        self._progress.console.print(Text.from_ansi(text), soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the bars away and give the terminal back."""
+        self._progress.stop()
 
 
 class _Listener(logging.Handler):
