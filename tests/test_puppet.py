@@ -473,3 +473,20 @@ def test_a_jump_is_lift_and_an_approach_is_ground() -> None:
     ground = standing_level(jumping, times)
     assert np.abs(ground - walking).max() < 8
     assert (ground - jumping)[30] > 32
+
+
+def test_clasped_hands_are_frozen_although_a_detector_misses_them_by_5_percent() -> None:
+    rng = np.random.default_rng(1)
+    for joints, wanted in ((jobs.CLASPED, ()), (jobs.STANDING, ("right", "left"))):
+        job = jobs.job(joints)
+        assert job.mask is not None
+        height = study(job.mask, job.reference_pose).height
+        hits = 0
+        for _ in range(40):
+            turn, far = rng.uniform(0, 2 * np.pi, 4), 0.05 * height * np.sqrt(rng.uniform(0, 1, 4))
+            off = {
+                j: (joints[j][0] + far[i] * np.cos(turn[i]), joints[j][1] + far[i] * np.sin(turn[i]))
+                for i, j in enumerate((3, 4, 6, 7))
+            }
+            hits += study(job.mask, jobs.pose([{**joints, **off}])).arms == wanted
+        assert hits >= 38
