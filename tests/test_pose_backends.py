@@ -15,6 +15,7 @@ from drawn_figure import dance, draw
 
 from animx.errors import MissingExtraError, UsageError, WeightsError
 from animx.pose import backend as backends
+from animx.pose import mediapipe
 from animx.pose import rtm_glue as glue
 from animx.pose.detection import Detection, PoseBackend, nobody
 from animx.pose.mediapipe import MediapipeBackend, selfie_mask
@@ -346,6 +347,24 @@ print('matplotlib' in loaded, 'jax' in loaded, 'torch' in loaded)
 import mediapipe
 print(mediapipe.__version__)
 """
+
+
+@needs_mediapipe
+def test_one_thread_may_ask_for_mediapipe_while_another_imports_it(monkeypatch):
+    real, answers = importlib.import_module, []
+
+    def asking(name, *rest):
+        asker = threading.Thread(target=lambda: answers.append(MediapipeBackend.available()))
+        asker.start()
+        asker.join(0.1)  # it may have to wait
+        return real(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", asking)
+    mediapipe._import_solutions.cache_clear()
+    mediapipe._solutions()
+    threading.Event().wait(0.1)
+    assert set(answers) == {None}
+    assert len(answers) == len(mediapipe._MODULES)
 
 
 @needs_mediapipe

@@ -75,15 +75,14 @@ class MediapipeBackend:
     def available(cls) -> str | None:
         """None when mediapipe and its bundled models are installed, else the line that gets them."""
         line = "needs the 'offline' extra. Run: pip install -c constraints.txt 'animx[offline]'"
-        spec = importlib.util.find_spec("mediapipe")
-        if spec is None or spec.origin is None:
+        root = _package_folder()
+        if root is None:
             if sys.version_info >= (3, 13):
                 return (
                     "pose backend 'mediapipe' has no wheel for this Python (3.11 and 3.12 have one). "
                     "Run: pip install -c constraints.txt 'animx[pose]'"
                 )
             return f"pose backend 'mediapipe' {line}"
-        root = Path(spec.origin).parent
         try:
             installed = version("mediapipe")
         except PackageNotFoundError:
@@ -199,31 +198,42 @@ def _landmarks(marks: Any) -> NDArray[np.float64]:
     return np.array([(mark.x, mark.y, mark.z, mark.visibility) for mark in marks.landmark], np.float64)
 
 
-_import_lock = threading.Lock()
+_import_lock = threading.RLock()
+
+
+def _package_folder() -> Path | None:
+    """Where mediapipe is installed; None when it is not."""
+    with _import_lock:  # another thread may be in the middle of `_solutions`, with bare packages in `sys.modules`
+        spec = importlib.util.find_spec("mediapipe")
+        return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def _solutions() -> SimpleNamespace:
+    """The graph classes; the first call imports them, in one thread."""
+    with _import_lock:
+        return _import_solutions()
 
 
 @cache
-def _solutions() -> SimpleNamespace:
-    """The graph classes, imported without the package's own `__init__`s (which import matplotlib, tasks, ...)."""
-    with _import_lock:
-        spec = importlib.util.find_spec("mediapipe")
-        if spec is None or spec.origin is None:
-            raise MissingExtraError("pose backend 'mediapipe'", "offline")
-        root = Path(spec.origin).parent
-        before = {name for name in sys.modules if name.partition(".")[0] == "mediapipe"}
-        for name in ("mediapipe", "mediapipe.python", "mediapipe.python.solutions"):
-            if name not in before:
-                bare = sys.modules[name] = ModuleType(name)
-                bare.__path__ = [str(root.joinpath(*name.split(".")[1:]))]
-        try:
-            found = {name: importlib.import_module(f"mediapipe.python.solutions.{name}") for name in _MODULES}
-        finally:
-            # Somebody else's later `import mediapipe` must get the real package; what registers native types only
-            # once (the bindings and the protobuf modules) stays.
-            for name in [name for name in sys.modules if name.partition(".")[0] == "mediapipe"]:
-                if name not in before and not name.endswith("_pb2") and "._framework_bindings" not in name:
-                    del sys.modules[name]
-        return SimpleNamespace(**found)
+def _import_solutions() -> SimpleNamespace:
+    """Import the graph classes without the package's own `__init__`s (which import matplotlib, tasks, ...)."""
+    root = _package_folder()
+    if root is None:
+        raise MissingExtraError("pose backend 'mediapipe'", "offline")
+    before = {name for name in sys.modules if name.partition(".")[0] == "mediapipe"}
+    for name in ("mediapipe", "mediapipe.python", "mediapipe.python.solutions"):
+        if name not in before:
+            bare = sys.modules[name] = ModuleType(name)
+            bare.__path__ = [str(root.joinpath(*name.split(".")[1:]))]
+    try:
+        found = {name: importlib.import_module(f"mediapipe.python.solutions.{name}") for name in _MODULES}
+    finally:
+        # Somebody else's later `import mediapipe` must get the real package; what registers native types only
+        # once (the bindings and the protobuf modules) stays.
+        for name in [name for name in sys.modules if name.partition(".")[0] == "mediapipe"]:
+            if name not in before and not name.endswith("_pb2") and "._framework_bindings" not in name:
+                del sys.modules[name]
+    return SimpleNamespace(**found)
 
 
 _stderr_lock = threading.Lock()
