@@ -298,6 +298,8 @@ def _write(
     on_progress: Stage,
 ) -> None:
     """Render and encode side by side; output and side-car appear whole, or neither does."""
+    import cv2
+
     from animx.atomic import writing
     from animx.video import has_alpha_container, open_writer
 
@@ -319,7 +321,8 @@ def _write(
     ):
         for done, frame in enumerate(frames):
             shown = frame if panels is None else panels.beside(frame, done)
-            writer.write(shown if alpha else shown[..., :3])  # encodes in a thread of its own
+            # encodes in a thread of its own; a copy of `shown[..., :3]` by numpy would cost more than drawing
+            writer.write(shown if alpha else np.asarray(cv2.cvtColor(shown, cv2.COLOR_RGBA2RGB), np.uint8))
             on_progress("render", done + 1, total)
         note.write_text(provenance.as_text({**result.recipe, "warnings": sorted(warned)}), encoding="utf-8")
 
