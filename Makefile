@@ -35,11 +35,9 @@ $(VENV)/.base: $(SOURCES) | $(BIN)/python
 	  { echo "OpenCV lacks system libraries. Run: apt install libgl1 libglib2.0-0" >&2; exit 1; }
 	@touch $@
 
-# rtmlib brings opencv-python, which shares a folder with opencv-contrib-python: the one installed last wins.
 $(VENV)/.dev: $(SOURCES) $(VENV)/.base
 	@echo "== installing the rest: tests, lint, types, ONNX pose backend"
 	@$(PIP) -e '.[dev,pose]'
-	@$(BIN)/python -c 'import cv2; cv2.ximgproc.guidedFilter' 2>/dev/null || $(PIP) --force-reinstall --no-deps opencv-contrib-python
 	@touch $@
 
 install: $(VENV)/.base

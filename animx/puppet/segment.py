@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from animx.puppet.guided import guided_filter
+
 Rgb = NDArray[np.uint8]
 Map = NDArray[np.float32]
 Flags = NDArray[np.bool_]
@@ -107,7 +109,7 @@ def grow(rgb: Rgb, prior: Map, sure: Flags | None = None, band: float = 0.06, *,
     votes[claimed] = 1.0
     votes[~near] = -4.0
     votes = np.clip(votes, -4, 4).astype(np.float32)
-    score[window] = cv2.ximgproc.guidedFilter(colour, votes, 4, 36.0)
+    score[window] = guided_filter(colour, votes, 4, 36.0)
     if sure is not None:
         score[sure] = 4.0
     return score
