@@ -9,6 +9,7 @@ import os
 import platform
 import resource
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -219,6 +220,7 @@ def bench_chain(reference: Path, clip: Path) -> Measured:
     Body-only, tracked.  First use (compiling, opening nets) is left out.  Checked: the output has the clip's frames.
     """
     from animx.pipeline import render
+    from animx.pose.formats import write_poses
     from animx.poses import extract_pose
     from animx.video import open_frames
 
@@ -230,6 +232,9 @@ def bench_chain(reference: Path, clip: Path) -> Measured:
         frames = [frame.pixels for frame in open_frames(out)]
         _, encoding = cost_of(lambda: _encode(frames, Path(folder) / "again.mp4", result.fps))
         known, drawing = cost_of(lambda: render(reference, poses, Path(folder) / "known.mp4"))
+        write_poses(poses, Path(folder) / "known.npz")
+        shell = _shell(reference, clip, Path(folder) / "shell.mp4")
+        shell_known = _shell(reference, Path(folder) / "known.npz", Path(folder) / "shell_known.mp4")
     if len(frames) != poses.frames or known.frames != poses.frames:
         raise CheckError(f"bench chain: {poses.frames} frames went in and {len(frames)} came out")
     return Measured(
@@ -237,6 +242,8 @@ def bench_chain(reference: Path, clip: Path) -> Measured:
         {"render_cpu_per_extraction_and_encoding_cpu": whole.cpu / (extraction.cpu + encoding.cpu)},
         {
             "fps": result.frames / whole.wall,
+            "shell_32_frames_s": shell.wall,
+            "shell_32_frames_known_pose_cpu_s": shell_known.cpu,
             "cpu_s": whole.cpu,
             "extraction_cpu_s": extraction.cpu,
             "encoding_cpu_s": encoding.cpu,
@@ -245,3 +252,18 @@ def bench_chain(reference: Path, clip: Path) -> Measured:
         },
         {"frames": result.frames, "size": str(result.canvas), "backend": result.backend},
     )
+
+
+def _shell(reference: Path, driving: Path, out: Path, frames: int = 32) -> Cost:
+    """What `animx render` of `frames` frames costs as a command of its own, start of Python and imports included."""
+
+    def cpu() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    command = [sys.executable, "-m", "animx", "render", str(reference), str(driving), "-o", str(out), "-q"]
+    wall0, cpu0 = time.perf_counter(), cpu()
+    done = subprocess.run([*command, "--duration", f"{frames}f"], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise CheckError(f"bench chain: animx render ended with exit {done.returncode}: {done.stderr.strip()}")
+    return Cost(time.perf_counter() - wall0, cpu() - cpu0)
