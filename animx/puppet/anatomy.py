@@ -44,6 +44,9 @@ BODY_JOINTS = 18
 SMALLEST_FIGURE = 0.002
 """Smallest share of the picture a mask may cover; below there is nothing to move (`find_mask` is stricter)."""
 
+FLESH = 1.7
+"""How far a trunk reaches sideways beyond its joints, over their distance from its axis: so far a factor widens it."""
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -60,7 +63,9 @@ class Anatomy:
     legs: tuple[str, ...] = ()
     """Sides whose leg follows the driver."""
     head: bool = False
-    """The head tilts about the neck."""
+    """There is a head: what lies above the neck can grow, shrink and, if it `nods`, tilt."""
+    nods: bool = False
+    """The head tilts about the neck; not when the face sits on the trunk."""
     cropped: bool = False
     """The lower border of the picture cuts the figure."""
     notes: tuple[str, ...] = field(default=())
@@ -179,8 +184,9 @@ def study(mask: NDArray[np.float32], pose: PoseSequence | None) -> Anatomy:
         notes.append(f"the {which} on the body in the picture: kept still")
     if not arms and not frozen and not legs:
         notes.append("no limbs that can swing were found")
-    head = bool(seen[NOSE]) and not _face_on_body(solid, bare)
-    return Anatomy(joints, seen, box, size, arms, legs, head, cropped, tuple(notes))
+    head = bool(seen[NOSE]) and float((joints[NOSE] - bare.neck) @ (bare.neck - bare.mid_hip)) > 0
+    nods = head and not _face_on_body(solid, bare)
+    return Anatomy(joints, seen, box, size, arms, legs, head, nods, cropped, tuple(notes))
 
 
 def _is_cropped(solid: NDArray[np.bool_], body: Anatomy) -> bool:
@@ -244,6 +250,4 @@ def _face_on_body(solid: NDArray[np.bool_], body: Anatomy) -> bool:
 
     nose = body.joints[NOSE]
     chest = body.neck + 0.35 * (body.mid_hip - body.neck)
-    if float((nose - body.neck) @ (body.neck - body.mid_hip)) <= 0:
-        return True  # the nose lies below the neck
     return at(body.neck) > 0.85 * max(at(nose), at(chest), 1.0)

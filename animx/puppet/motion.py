@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from animx.engine import RenderJob
 from animx.errors import InputError
 from animx.pose.skeleton import L_HIP, L_SHOULDER, MID_HIP, NECK, NOSE, R_HIP, R_SHOULDER
-from animx.puppet.anatomy import ARM, BODY_JOINTS, EARS, EYES, LEG, SIDES, Anatomy, study
+from animx.puppet.anatomy import ARM, BODY_JOINTS, EARS, EYES, FLESH, LEG, SIDES, Anatomy, study
 from animx.puppet.series import (
     bounded,
     circular_median,
@@ -205,7 +205,7 @@ def _trunk_point(body: Anatomy, point: NDArray[np.float64], stretch: Series, wid
     t = min(max(a / body.torso_length, 0.0), 1.0)
     hip, shoulder = half_widths(body)
     half = hip + (shoulder - hip) * t
-    edge = min(abs(b), half)
+    edge = min(abs(b), FLESH * half)
     across = np.sign(b) * (edge * (widths[0] + (widths[1] - widths[0]) * t) + abs(b) - edge)
     along = a + min(max(a, 0.0), body.torso_length) * (stretch - 1)
     return np.stack([along * axis[0] - across * axis[1], along * axis[1] + across * axis[0]], -1)
@@ -222,6 +222,8 @@ def _head(body: Anatomy, driver: _Driver, trunk_turn: Series) -> Limb:
     grow = driver.factors["face"]
     stretch = driver.factors["neck"] / max(grow, 1e-9)
     turn = trunk_turn.copy()
+    if not body.nods:
+        return Limb(np.stack([turn, turn]), np.full((2, driver.frames), stretch), grow=grow)
     pair = next(((r, left) for r, left in (EYES, EARS) if driver.ever[r] and driver.ever[left]), None)
     if pair is not None:
         line = driver.points[:, pair[1]] - driver.points[:, pair[0]]

@@ -14,6 +14,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from animx.puppet.anatomy import FLESH
+
 Vector = NDArray[np.float64]
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,7 +51,7 @@ def _trunk_local(x: float, y: float, trunk: Vector) -> tuple[float, float]:
     t = min(max(a / trunk[4], 0.0), 1.0)
     half = trunk[5] + (trunk[6] - trunk[5]) * t
     wide = trunk[11] + (trunk[12] - trunk[11]) * t
-    edge = min(abs(b), half)
+    edge = min(abs(b), FLESH * half)
     rest = abs(b) - edge
     b = (edge * wide + rest) if b >= 0 else -(edge * wide + rest)
     a = _along(a, trunk[4], trunk[10])
