@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from animx.errors import InputError
-from animx.puppet.segment import Flags, disc, quadratic
+from animx.puppet.segment import Flags
 
 RING = 0.018
 """Width of the ring round the mask that is filled too, as part of the long side: soft edges and shadows lie in it."""
@@ -25,13 +25,24 @@ SMOOTH = 5.0
 SOFTNESS = 0.06
 """Blur sigma [px] per px of depth in the hole."""
 
+BAND = 64
+"""Rows that are mirrored at once: few enough to stay in the processor's cache."""
+
 Colour = NDArray[np.float32]
 
 
 def hole_of(mask: NDArray[np.floating[Any]], ring: float = RING) -> Flags:
     """What is filled: all pixels of any coverage and a ring of `ring` x the long side round them [H, W]."""
-    covered = (np.asarray(mask) > 0.02).astype(np.uint8)
-    return np.asarray(cv2.dilate(covered, disc(max(1, round(ring * max(covered.shape))))) > 0)
+    covered = np.asarray(mask) > 0.02
+    return _grown(covered, max(1, round(ring * max(covered.shape))))
+
+
+def _grown(region: Flags, reach: int) -> Flags:
+    """The region and all within `reach` px of it; by distance, which a wide brush takes ten times as long for."""
+    if not region.any():
+        return region
+    away = cv2.distanceTransform((~region).astype(np.uint8), cv2.DIST_L2, 5)
+    return np.asarray(away <= reach, bool)
 
 
 def fill_background(
@@ -46,7 +57,7 @@ def fill_background(
     if hole.all():
         return np.full_like(rgb, 128)
     picture = rgb.astype(np.float32)
-    surface = _smooth_ground(picture, hole)
+    surface = _smooth_ground(rgb, hole)
     if surface is None:
         filled = _joined(picture, _softened(_mirrored(picture, hole), hole), hole)
     else:
@@ -59,15 +70,16 @@ def fill_background(
     return out
 
 
-def _smooth_ground(picture: Colour, hole: Flags) -> Colour | None:
-    """The quadratic surface through the ring round the hole, or None when the ring is not smooth."""
+def _smooth_ground(rgb: NDArray[np.uint8], hole: Flags) -> Colour | None:
+    """The quadratic surface [H, W, 3] through the ring round the hole, or None when the ring is not smooth."""
     width = max(3, round(0.03 * max(hole.shape)))
-    ring = (cv2.dilate(hole.astype(np.uint8), disc(width)) > 0) & ~hole
-    if ring.sum() < 50:
+    rows, columns = np.nonzero(_grown(hole, width) & ~hole)
+    if len(rows) < 50:
         return None
-    terms = quadratic(*hole.shape)
-    step = max(1, int(ring.sum()) // 8000)
-    x, y = terms[ring][::step], picture[ring][::step].astype(np.float64)
+    step = max(1, len(rows) // 8000)
+    rows, columns = rows[::step], columns[::step]
+    terms = _terms(rows, columns, hole.shape)
+    x, y = np.stack(np.broadcast_arrays(*terms), -1), rgb[rows, columns].astype(np.float64)
     keep = np.ones(len(x), bool)
     error, fit = np.zeros(len(x)), np.zeros((6, 3))
     for _ in range(4):
@@ -76,7 +88,15 @@ def _smooth_ground(picture: Colour, hole: Flags) -> Colour | None:
         keep = error <= max(2.5 * float(np.median(error)), 2.0)
     if np.percentile(error, 80) > SMOOTH or np.percentile(error, 95) > 4 * SMOOTH:
         return None
-    return np.asarray(terms @ fit, np.float32)
+    grid = _terms(np.arange(hole.shape[0])[:, None], np.arange(hole.shape[1])[None], hole.shape)
+    planes = [sum(term * factor for term, factor in zip(grid, fit[:, k], strict=True)) for k in range(3)]
+    return np.asarray(cv2.merge([np.asarray(plane, np.float32) for plane in planes]), np.float32)
+
+
+def _terms(rows: NDArray[np.int_], columns: NDArray[np.int_], shape: tuple[int, ...]) -> tuple[NDArray[Any], ...]:
+    """The six terms of a quadratic surface over a picture of `shape`, coordinates in -1..1, at these pixels."""
+    y, x = 2 * (rows + 0.5) / shape[0] - 1, 2 * (columns + 0.5) / shape[1] - 1
+    return np.ones(1), x, y, x * x, x * y, y * y
 
 
 def _spread(rest: Colour, hole: Flags) -> Colour:
@@ -116,67 +136,112 @@ def _mirrored(picture: Colour, hole: Flags) -> Colour:
 def _mirror_rows(picture: Colour, hole: Flags) -> Colour:
     """Each row's holes filled from its own known pixels; a row without any stays as it is."""
     filled = picture.copy()
-    for y in np.flatnonzero(hole.any(1)):
-        row = hole[y]
-        known = np.flatnonzero(~row)
-        if not len(known):
-            continue
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(np.int8), [0]])))
-        for a, b in edges.reshape(-1, 2):
-            size = b - a
-            offset = np.arange(size)
-            before = int(np.searchsorted(known, a))  # known pixels left of the hole
-            after = len(known) - before
-            sides = []
-            if before:
-                sides.append(picture[y, known[before - 1 - _bounce(offset, before)]])
-            if after:
-                sides.append(picture[y, known[before + _bounce(offset, after)]][::-1])
-            if len(sides) == 2:
-                # The side that has to repeat itself soonest gives way.
-                middle = np.clip(before / (before + after), 0.2, 0.8) * size
-                fade = 1.0 / (1.0 + np.exp(-(offset + 0.5 - middle) / max(1.0, 0.10 * size)))
-                fade = (fade - fade[0]) / max(1e-6, fade[-1] - fade[0]) if size > 1 else np.array([0.5])
-                filled[y, a:b] = sides[0] + (sides[1] - sides[0]) * fade[:, None].astype(np.float32)
-            else:
-                filled[y, a:b] = sides[0]
+    rows = np.flatnonzero(hole.any(1) & ~hole.all(1))
+    for band in np.split(rows, range(BAND, len(rows), BAND)):
+        if len(band):
+            top, bottom = int(band[0]), int(band[-1]) + 1
+            _mirror_band(picture[top:bottom], hole[top:bottom], filled[top:bottom])
     return filled
 
 
-def _bounce(offset: NDArray[np.int_], count: int) -> NDArray[np.int_]:
+def _mirror_band(picture: Colour, hole: Flags, filled: Colour) -> None:
+    """`_mirror_rows` for a few rows, all their hole pixels at once; writes into `filled`."""
+    ys, xs = np.nonzero(hole & ~hole.all(1)[:, None])
+    known = np.flatnonzero(~hole)
+    per_row = (~hole).sum(1)
+    row_start = np.cumsum(per_row) - per_row  # where the row's known pixels begin in `known`
+    # runs of hole pixels
+    first = np.flatnonzero(np.concatenate([[True], (np.diff(ys) != 0) | (np.diff(xs) != 1)]))
+    sizes = np.diff(np.append(first, len(ys)))
+    row = ys[first]
+    before = np.searchsorted(known, row * hole.shape[1] + xs[first]) - row_start[row]  # known pixels left of the run
+    after = per_row[row] - before
+
+    def spread(values: NDArray[Any]) -> NDArray[Any]:
+        return np.repeat(values, sizes)
+
+    offset = np.arange(len(ys)) - spread(first)
+    start = spread(row_start[row] + before)
+    to_left = _bounce(offset, np.maximum(spread(before), 1))
+    to_right = _bounce(spread(sizes) - 1 - offset, np.maximum(spread(after), 1))
+    colours = picture.reshape(-1, 3)
+    # a side without known pixels gives some colour, with a share of 0
+    left = colours[known[np.maximum(start - 1 - to_left, 0)]]
+    right = colours[known[np.minimum(start + to_right, len(known) - 1)]]
+    # the side that has to repeat itself soonest gives way
+    middle = np.clip(before / (before + after), 0.2, 0.8) * sizes
+    slope = np.maximum(1.0, 0.10 * sizes)
+    low, high = 1 / (1 + np.exp(-(0.5 - middle) / slope)), 1 / (1 + np.exp(-(sizes - 0.5 - middle) / slope))
+    fade = 1 / (1 + np.exp(-(offset + 0.5 - spread(middle)) / spread(slope)))
+    fade = (fade - spread(low)) / spread(np.maximum(1e-6, high - low))
+    fade = np.where(spread(sizes) == 1, 0.5, fade)
+    fade = np.where(spread(before) == 0, 1.0, np.where(spread(after) == 0, 0.0, fade))
+    filled[ys, xs] = left + (right - left) * fade.astype(np.float32)[:, None]
+
+
+def _bounce(offset: NDArray[np.int_], count: NDArray[np.int_]) -> NDArray[np.int_]:
     """0, 1, ..., count-1, count-1, ..., 0, 0, 1, ...: walking to and fro over `count` known pixels."""
     phase = offset % (2 * count)
     return np.asarray(np.where(phase < count, phase, 2 * count - 1 - phase))
 
 
+def _window(hole: Flags, margin: int) -> tuple[slice, slice]:
+    """The box of the hole, wider by `margin` [px]."""
+    rows, columns = np.flatnonzero(hole.any(1)), np.flatnonzero(hole.any(0))
+    return (
+        slice(max(0, int(rows[0]) - margin), int(rows[-1]) + 1 + margin),
+        slice(max(0, int(columns[0]) - margin), int(columns[-1]) + 1 + margin),
+    )
+
+
+def _depth(hole: Flags) -> NDArray[np.float32]:
+    """Distance to the nearest pixel outside the hole [px]; a hole at the border goes on beyond it."""
+    padded = np.pad(hole, 1, mode="edge").astype(np.uint8)
+    return np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1], np.float32)
+
+
 def _joined(picture: Colour, filled: Colour, hole: Flags) -> Colour:
     """The filling with its colours near the outline moved to the local mean beyond it, fading with depth."""
     reach = 0.012 * max(hole.shape)
-    depth = cv2.distanceTransform(np.pad(hole, 1, mode="edge").astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    sigma = 0.6 * reach
+    window = _window(hole, int(4 * sigma) + 2)
+    out, hole = filled.copy(), hole[window]
+    depth = _depth(hole)
+    # means over several pixels need no finer grid than this
+    scale = 0.5 ** max(0, int(np.log2(sigma / 3)))
+    size = max(2, round(hole.shape[1] * scale)), max(2, round(hole.shape[0] * scale))
     means = []
-    for own, colours in ((~hole, picture), (hole, filled)):
+    for own, colours in ((~hole, picture[window]), (hole, filled[window])):
         weight = own.astype(np.float32)
-        stack = cv2.GaussianBlur(np.dstack([colours * weight[..., None], weight]), (0, 0), 0.6 * reach)
+        stack = cv2.merge([*(plane * weight for plane in cv2.split(colours)), weight])
+        stack = cv2.resize(stack, size, interpolation=cv2.INTER_AREA)
+        stack = cv2.GaussianBlur(stack, (0, 0), sigma * scale)
         means.append((stack[..., :3], stack[..., 3:]))
     (outer, outer_weight), (inner, inner_weight) = means
     gap = outer / np.maximum(outer_weight, 1e-4) - inner / np.maximum(inner_weight, 1e-4)
-    trust = np.clip(outer_weight / 0.05, 0, 1) * np.exp(-depth / reach)[..., None]
-    return np.asarray(filled + np.where(hole[..., None], gap * trust, 0.0), np.float32)
+    gap = cv2.resize(gap * np.clip(outer_weight / 0.05, 0, 1), hole.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    trust = np.where(hole, np.exp(-depth / reach), 0.0).astype(np.float32)
+    out[window] += cv2.multiply(gap, cv2.merge([trust] * 3))
+    return out
 
 
 def _softened(filled: Colour, hole: Flags) -> Colour:
     """Blur that grows with depth, from levels of doubling sigma."""
-    depth = cv2.distanceTransform(np.pad(hole, 1, mode="edge").astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    wanted = np.minimum(SOFTNESS * np.maximum(depth - 2.0, 0.0), 0.025 * max(hole.shape))
-    out, last, sigma = filled.copy(), filled, 1.0
-    below = 0.0
+    most = 0.025 * max(hole.shape)
+    # no blur reaches beyond the hole: it grows slower than the depth
+    window = _window(hole, 2)
+    out, hole = filled.copy(), hole[window]
+    wanted = np.minimum(SOFTNESS * np.maximum(_depth(hole) - 2.0, 0.0), most)
+    first = last = np.ascontiguousarray(filled[window])
+    soft = first.copy()
+    below, sigma = 0.0, 1.0
     while below < wanted.max():
         scale = min(1.0, 3.0 / sigma)
         size = max(2, round(hole.shape[1] * scale)), max(2, round(hole.shape[0] * scale))
-        small = cv2.GaussianBlur(cv2.resize(filled, size, interpolation=cv2.INTER_AREA), (0, 0), sigma * scale)
-        level = cv2.resize(small, (hole.shape[1], hole.shape[0]), interpolation=cv2.INTER_LINEAR)
-        share = np.clip((wanted - below) / (sigma - below), 0.0, 1.0)[..., None]
-        inside = wanted > below
-        out[inside] = (last + (level - last) * share)[inside]
+        small = cv2.GaussianBlur(cv2.resize(first, size, interpolation=cv2.INTER_AREA), (0, 0), sigma * scale)
+        level = cv2.resize(small, hole.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        share = np.clip((wanted - below) / (sigma - below), 0.0, 1.0).astype(np.float32)
+        soft += cv2.multiply(cv2.subtract(level, last), cv2.merge([share] * 3))
         last, below, sigma = np.asarray(level, np.float32), sigma, 2 * sigma
-    return np.asarray(out, np.float32)
+    out[window] = soft
+    return out
