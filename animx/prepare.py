@@ -101,7 +101,8 @@ def prepare_reference(
     except NoFigureError as error:
         raise NoFigureError(f"{picture.name}: {error}") from error
     for note in mask.notes:
-        log.info("%s: %s", picture.name, note)
+        level = logging.WARNING if mask.method == "grabcut" else logging.INFO  # a guess is worth a warning
+        log.log(level, "%s: %s", picture.name, note)
     if given is not None:
         return Reference(picture, pixels, canvas, mask.alpha, given, "file", mask.method)
     figure = find_pose(pixels, mask.alpha, backend if ref_pose == "auto" else None, mode=cast(Any, ref_pose))

@@ -120,15 +120,12 @@ def _find(
         band = 0.12 if ground.is_flat else 0.06
     elif len(points) >= 4:
         method, band, prior = "joints + grabcut", 0.06, None
-    elif prior is not None:
-        raise NoFigureError(
-            "no figure found in the picture. Give its outline with --mask FILE, or a picture with a transparent ground"
-        )
     else:
-        method, band = "grabcut", 0.06
-        notes = (
-            "the figure was guessed from colours about the middle: install the 'offline' extra or give --mask FILE",
+        mend = (
+            "install the 'offline' extra or give --mask FILE" if prior is None else "if it is wrong, give --mask FILE"
         )
+        method, band, prior = "grabcut", 0.06, None
+        notes = (f"the figure was guessed from colours about the middle: {mend}",)
     sure = _bones(joints, small.shape, scale) if joints is not None else None
     start = prior if prior is not None else _rough_prior(small, sure)
     score = segment.grow(small, start, sure, band, guess=prior is None)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from animx.puppet.guided import guided_filter
+from animx.puppet.shadow import floor_shadow
 
 Rgb = NDArray[np.uint8]
 Map = NDArray[np.float32]
@@ -143,6 +144,7 @@ class Ground:
     """80th percentile of the rim's distance; below `FLAT_RIM` the ground is flat."""
     noise: float
     """Median distance on the rim: paper grain, compression."""
+    surface: NDArray[np.float32]  # [h, w, 3] the ground's colour everywhere, RGB 0..255
 
     @property
     def is_flat(self) -> bool:
@@ -171,8 +173,10 @@ def ground_of(rgb: Rgb) -> Ground:
         fit = np.linalg.lstsq(x[keep], y[keep], rcond=None)[0]
         error = np.linalg.norm(y - x @ fit, axis=1)
         keep = error <= max(2.5 * float(np.median(error)), 2.0)
-    distance = np.linalg.norm(lab - terms @ fit, axis=2).astype(np.float32)
-    return Ground(distance, float(np.percentile(error, 80)), float(np.median(error)))
+    plain = (terms @ fit).astype(np.float32)
+    distance = np.linalg.norm(lab - plain, axis=2).astype(np.float32)
+    surface = np.asarray(cv2.cvtColor(plain, cv2.COLOR_LAB2RGB) * 255, np.float32)
+    return Ground(distance, float(np.percentile(error, 80)), float(np.median(error)), surface)
 
 
 def quadratic(height: int, width: int) -> NDArray[np.float64]:
@@ -208,6 +212,9 @@ def off_ground(rgb: Rgb, ground: Ground, prior: Map | None) -> Map:
         if bays.sum() < 0.25 * region.sum():
             passable |= bare
     region = largest_part(region & _walled_in(~passable))
+    shadow = floor_shadow(rgb, region, ground.surface, ground.noise)
+    if shadow.any():
+        region = largest_part(cv2.morphologyEx((region & ~shadow).astype(np.uint8), cv2.MORPH_OPEN, square) > 0)
     for patch in _ground_patches(region, ground, prior):
         region &= ~patch
     score = np.where(region, 1.0, -1.0) * np.minimum(1.0, 0.25 + ground.distance / max(edge, 1.0))
