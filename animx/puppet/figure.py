@@ -43,6 +43,7 @@ from animx.pose.skeleton import (
 )
 from animx.puppet.mask import Mask
 from animx.puppet.segment import Flags, disc
+from animx.puppet.settle import settle
 from animx.puppet.silhouette import Fit, fit_limbs
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,8 @@ def find_pose(
     if detected is not None and fit is not None and (why := _contradiction(detected, fit, figure)) is not None:
         detected, notes = None, (f"the pose detector's answer was dropped: {why}",)
     if detected is not None:
-        result = FigurePose(_sequence(detected, figure.shape, backend), "detected", notes)
+        pose = settle(_sequence(detected, figure.shape, backend), figure)
+        result = FigurePose(pose, "detected", notes)
     elif fit is not None:
         note = "the reference's pose was fitted to its silhouette" + _missing(fit.pose)
         result = FigurePose(fit.pose, "fitted", (*notes, note))
