@@ -23,21 +23,23 @@ def soften(rgb: NDArray[np.uint8], score: Map) -> Map:
         return inside.astype(np.float32)
     reach = edge_reach(rgb.shape)
     distance = signed_distance(inside)
-    shape = np.clip(0.5 + distance / 2.0, 0.0, 1.0)
-    band = np.abs(distance) < reach
-    figure, ground = _sides(rgb, distance, reach)
-    colour = rgb.astype(np.float32)
+    alpha = inside.astype(np.float32)
+    rows, columns = np.nonzero(np.abs(distance) < reach)
+    band = rows, columns
+    away = distance[band]
+    shape = np.clip(0.5 + away / 2.0, 0.0, 1.0)
+    figure, ground = _sides(rgb, distance, reach, band)
+    off_ground = rgb[band].astype(np.float32) - ground
     line = figure - ground
-    length = (line * line).sum(2)
-    place = ((colour - ground) * line).sum(2) / np.maximum(length, 1.0)
-    off_line = np.linalg.norm(colour - ground - np.clip(place, 0, 1)[..., None] * line, axis=2)
+    length = (line * line).sum(1)
+    place = np.clip((off_ground * line).sum(1) / np.maximum(length, 1.0), 0.0, 1.0)
+    off_line = np.linalg.norm(off_ground - place[:, None] * line, axis=1)
     trust = length / (length + _CLEAR**2) * np.exp(-((off_line / 40.0) ** 2))
-    mixed = trust * np.clip(place, 0.0, 1.0) + (1 - trust) * shape
+    mixed = trust * place + (1 - trust) * shape
     # Farther from the outline colour has less say: the text behind an ear may look like the ear.
-    mixed = mixed + (shape - mixed) * np.clip(np.abs(distance) / reach, 0, 1) ** 2
-    mixed = np.clip(0.5 + 1.25 * (mixed - 0.5), 0.0, 1.0)
-    alpha = np.where(band, mixed, inside.astype(np.float32))
-    return _without_specks(alpha.astype(np.float32))
+    mixed = mixed + (shape - mixed) * np.clip(np.abs(away) / reach, 0, 1) ** 2
+    alpha[band] = np.clip(0.5 + 1.25 * (mixed - 0.5), 0.0, 1.0)
+    return _without_specks(alpha)
 
 
 def cut_out(picture: NDArray[np.uint8], alpha: Map) -> Map:
@@ -46,21 +48,28 @@ def cut_out(picture: NDArray[np.uint8], alpha: Map) -> Map:
     Where alpha is 1 the colours are the picture's own; below it they are unmixed from the background beside the edge
     and drawn towards the figure's colour just inside, the more the thinner the coverage.  `picture` is RGB or RGBA.
     """
-    rgb = np.ascontiguousarray(picture[..., :3])
     alpha = np.clip(alpha, 0.0, 1.0).astype(np.float32)
-    colour = rgb.astype(np.float32)
-    edge = (alpha > 0) & (alpha < 1)
-    if edge.any():
-        inside = alpha > 0.5
-        if inside.any() and not inside.all():
-            figure, ground = _sides(rgb, signed_distance(inside), edge_reach(rgb.shape))
-            a = alpha[..., None]
-            unmixed = np.clip((colour - (1 - a) * ground) / np.maximum(a, 0.05), 0.0, 255.0)
-            colour = np.where(edge[..., None], figure + (unmixed - figure) * a, colour)
-    out = np.empty((*alpha.shape, 4), np.float32)
-    out[..., :3] = colour * (alpha / 255.0)[..., None]
-    out[..., 3] = alpha
-    return out
+    colour = np.ascontiguousarray(picture[..., :3]).astype(np.float32)
+    edge, own = edge_colours(np.ascontiguousarray(picture[..., :3]), alpha)
+    colour[edge] = own
+    return np.asarray(cv2.merge([*(plane * (alpha / 255.0) for plane in cv2.split(colour)), alpha]), np.float32)
+
+
+Pixels = tuple[NDArray[np.intp], NDArray[np.intp]]
+"""Rows and columns of n pixels."""
+
+
+def edge_colours(rgb: NDArray[np.uint8], alpha: Map) -> tuple[Pixels, Map]:
+    """The partly covered pixels and their colours as `cut_out` finds them, levels 0..255 [n, 3], not premultiplied."""
+    rows, columns = np.nonzero((alpha > 0) & (alpha < 1))
+    edge, inside = (rows, columns), alpha > 0.5
+    colour = rgb[edge].astype(np.float32)
+    if len(rows) and inside.any() and not inside.all():
+        figure, ground = _sides(rgb, signed_distance(inside), edge_reach(rgb.shape), edge)
+        a = alpha[edge][:, None]
+        unmixed = np.clip((colour - (1 - a) * ground) / np.maximum(a, 0.05), 0.0, 255.0)
+        colour = figure + (unmixed - figure) * a
+    return edge, colour
 
 
 def edge_reach(shape: tuple[int, ...]) -> float:
@@ -76,17 +85,28 @@ def signed_distance(inside: NDArray[np.bool_]) -> Map:
     return np.where(inside, within, -beyond).astype(np.float32)
 
 
-def _sides(rgb: NDArray[np.uint8], distance: Map, reach: float) -> tuple[Map, Map]:
-    """Colour of the figure and of the ground beside each pixel: means over a few pixels, the outline's own left out."""
+def _sides(rgb: NDArray[np.uint8], distance: Map, reach: float, where: Pixels) -> tuple[Map, Map]:
+    """Colour of the figure and of the ground beside the pixels `where` [n, 3].
+
+    Means over a few pixels, the outline's own left out.
+    """
+    if not len(where[0]):
+        return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)
+    sigma = 1.2 * reach
+    margin = int(4 * sigma) + 2
+    top, left = (max(0, int(ends.min()) - margin) for ends in where)
+    box = np.s_[top : int(where[0].max()) + margin + 1, left : int(where[1].max()) + margin + 1]
+    planes = [plane.astype(np.float32) for plane in cv2.split(rgb[box])]
     sides = []
-    for depth in (distance, -distance):
+    for depth in (distance[box], -distance[box]):
         # A thin limb has no pixel deeper than `reach`: its middle then counts, with little weight elsewhere.
         weight = np.where(depth > 0, np.clip((depth - 0.5) / reach, 0.01, 1.0) ** 2, 0.0)
         weight = np.where(depth < 3.0 * reach, weight, 0.25 * weight).astype(np.float32)
-        stack = np.dstack([rgb.astype(np.float32) * weight[..., None], weight])
-        stack = cv2.GaussianBlur(stack, (0, 0), 1.2 * reach, borderType=cv2.BORDER_REPLICATE)
-        sides.append(stack[..., :3] / np.maximum(stack[..., 3:], 1e-6))
-    return sides[0].astype(np.float32), sides[1].astype(np.float32)
+        stack = cv2.merge([*(plane * weight for plane in planes), weight])
+        stack = cv2.GaussianBlur(stack, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+        found = stack[where[0] - top, where[1] - left]
+        sides.append(found[:, :3] / np.maximum(found[:, 3:], 1e-6))
+    return sides[0], sides[1]
 
 
 def _without_specks(alpha: Map) -> Map:

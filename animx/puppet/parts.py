@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from animx.puppet.anatomy import ARM, SIDES, Anatomy
 from animx.puppet.arms import cut_arms, main_colours
-from animx.puppet.matting import cut_out
-from animx.puppet.regions import Flags, Grey, distance_to, leg_line, near, nearest_true
+from animx.puppet.matting import edge_colours
+from animx.puppet.regions import Flags, Grey, closed, distance_to, leg_line, near, nearest_to, take_nearest
 
 MARGIN = 3
 """Transparent border round a texture [px], so that bilinear sampling never leaves it."""
@@ -93,10 +93,10 @@ def cut(rgb: NDArray[np.uint8], mask: Grey, body: Anatomy) -> Parts:
 
 def _own_colours(rgb: NDArray[np.uint8], alpha: Grey) -> NDArray[np.uint8]:
     """The picture's colours, at the soft rim free of the background's."""
-    clean = cut_out(rgb, alpha)
-    a = np.maximum(clean[..., 3:], 1e-3)
-    straight = np.clip(np.rint(clean[..., :3] / a * 255.0), 0, 255).astype(np.uint8)
-    return np.where((alpha > 1e-3)[..., None] & (alpha < 1)[..., None], straight, rgb)
+    edge, own = edge_colours(rgb, alpha)
+    colours = rgb.copy()
+    colours[edge] = np.clip(np.rint(own), 0, 255).astype(np.uint8)
+    return colours
 
 
 def _antialiased(mask: Grey) -> Grey:
@@ -114,9 +114,9 @@ def _layer(name: str, rgb: NDArray[np.uint8], alpha: Grey) -> Layer:
         return Layer(name, np.zeros((2 * MARGIN, 2 * MARGIN, 4), np.uint8), (0, 0))
     rows, columns = np.flatnonzero(covered.any(1)), np.flatnonzero(covered.any(0))
     y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    a = alpha[y0:y1, x0:x1, None]
-    body = np.concatenate([rgb[y0:y1, x0:x1] * a, a * 255.0], -1)
-    texture = np.pad(np.rint(body).astype(np.uint8), ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)))
+    a = np.ascontiguousarray(alpha[y0:y1, x0:x1])
+    planes = [*(plane * a for plane in cv2.split(rgb[y0:y1, x0:x1])), a * 255.0]
+    texture = np.asarray(cv2.merge([np.pad(np.rint(plane).astype(np.uint8), MARGIN) for plane in planes]), np.uint8)
     return Layer(name, texture, (int(x0) - MARGIN, int(y0) - MARGIN))
 
 
@@ -129,7 +129,7 @@ def _soft_share(part: Flags, solid: Flags) -> Grey:
     """1 on the part and on the soft rim beside it, 0 on the other parts; softened by a pixel along inner cuts."""
     if not part.any():
         return np.zeros(part.shape, np.float32)
-    owner = part[nearest_true(solid)] if solid.any() else part
+    owner = take_nearest(part, solid) if solid.any() else part
     return np.asarray(cv2.blur(owner.astype(np.float32), (3, 3)), np.float32)
 
 
@@ -137,13 +137,10 @@ def _behind_arms(own: Flags, arm_pixels: Flags, solid: Flags, body: Anatomy, rad
     """Arm pixels behind which the body goes on: its closing over an arm's width, and the shoulder-hip polygon."""
     if not radius:
         return np.zeros(own.shape, bool)
-    reach = round(1.2 * float(np.mean(list(radius.values()))))
-    brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-    padded = np.pad(own.astype(np.uint8), reach)
-    closed = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, brush)[reach:-reach, reach:-reach] > 0
     trunk = np.zeros(own.shape, np.uint8)
     cv2.fillPoly(trunk, [np.rint(body.polygon()).astype(np.int32)], (1,))
-    return np.asarray((closed | (trunk > 0)) & arm_pixels & solid, bool)
+    whole = closed(own, 1.2 * float(np.mean(list(radius.values()))))
+    return np.asarray((whole | (trunk > 0)) & arm_pixels & solid, bool)
 
 
 def _fill_from(rgb: NDArray[np.uint8], known: Flags, hole: Flags) -> NDArray[np.uint8]:
@@ -153,9 +150,8 @@ def _fill_from(rgb: NDArray[np.uint8], known: Flags, hole: Flags) -> NDArray[np.
     # the outermost known pixels carry outline and halo: start a little inside
     inner = cv2.erode(known.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     inner = inner if inner.any() else known
-    near_y, near_x = nearest_true(inner)
     rows, columns = np.nonzero(hole)
-    ny, nx = near_y[rows, columns], near_x[rows, columns]
+    ny, nx = nearest_to(inner, rows, columns)
     my, mx = 2 * ny - rows, 2 * nx - columns
     height, width = known.shape
     inside = (my >= 0) & (my < height) & (mx >= 0) & (mx < width)
@@ -240,13 +236,19 @@ def _strange_between(rgb: NDArray[np.uint8], own: Flags, lines: dict[str, list[N
             continue
         middle = row[x0 + third : x1 - third + 1]
         shins = np.concatenate([row[x0 - 2 : x0 + third // 2], row[x1 - third // 2 : x1 + 3]])
-        unlike = np.linalg.norm(middle[:, None] - shins[None], axis=-1).min(1) > 30
-        alike = np.linalg.norm(middle[:, None] - grounds[None], axis=-1).min(1) < 25
+        unlike = _least_apart(middle, shins) > 30
+        alike = _least_apart(middle, grounds) < 25
         odd = unlike & alike
         # a button or a stripe is no gap
         if odd.mean() > 0.5:
             found[y, x0 + third : x1 - third + 1] = odd
     return found
+
+
+def _least_apart(colours: Grey, others: Grey) -> Grey:
+    """Distance of each colour [n, 3] to the nearest of the others [m, 3]."""
+    square = (others * others).sum(1) - 2 * colours @ others.T
+    return np.asarray(np.sqrt(np.maximum(square.min(1) + (colours * colours).sum(1), 0)), np.float32)
 
 
 def _column(line: list[NDArray[np.float64]], y: float) -> float:
@@ -260,11 +262,8 @@ def _column(line: list[NDArray[np.float64]], y: float) -> float:
 
 def _longest_gap(row: Flags) -> int:
     """Longest run of False in a row [px]."""
-    best = run = 0
-    for value in row:
-        run = 0 if value else run + 1
-        best = max(best, run)
-    return best
+    ends = np.flatnonzero(np.concatenate([[True], row, [True]]))
+    return int(np.diff(ends).max()) - 1
 
 
 def _above(part: Flags, row: int, reach: int, body: Anatomy, side: str, radius: float) -> Flags:
