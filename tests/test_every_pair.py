@@ -1,4 +1,4 @@
-"""Any shared picture with any shared clip ends in a video that can be watched, its mask and joints found by the chain."""
+"""Any shared picture with any shared clip ends in a video one can watch; its mask and joints are found, not given."""
 
 from __future__ import annotations
 
