@@ -71,7 +71,7 @@ class Plugin:
             found: Any = importlib.import_module(module)
             for part in filter(None, attribute.split(".")):
                 found = getattr(found, part)
-        except Exception as error:  # a third-party module may fail in any way; it must not stop the tool
+        except (Exception, SystemExit) as error:  # a third-party module may fail in any way, sys.exit() too
             if self.origin == "animx":
                 raise
             raise UsageError(

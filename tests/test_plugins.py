@@ -43,7 +43,9 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         "raise RuntimeError('cannot\\nwork here')",
         {"animx.commands": {"oops": "brokenthing:x"}, "animx.pose_backends": {"brokenpose": "brokenthing:Pose"}},
     )
+    make_package(folder, "leaver", "import sys; sys.exit(9)", {"animx.retarget_ops": {"leave": "leaver:x"}})
     make_package(folder, "thief", "mediapipe = None", {"animx.pose_backends": {"mediapipe": "thief:mediapipe"}})
+    make_package(folder, "copycat", COMMAND, {"animx.commands": {"render": "copycat:hello"}})
     make_package(folder, "nocommand", "thing = 3", {"animx.commands": {"number": "nocommand:thing"}})
     with installed(folder):
         yield folder
@@ -95,11 +97,14 @@ def test_plugins_lists_all_with_origin_and_what_is_broken(third_party: Path) -> 
     assert "RuntimeError" in broken["problem"]
     assert "\n" not in broken["problem"]
     assert entries["pose_backends", "mediapipe", "thief 1.0"]["problem"] == "its name is taken"
+    assert entries["commands", "render", "copycat 1.0"]["problem"] == "its name is taken"
+    assert "SystemExit" in entries["retarget_ops", "leave", "leaver 1.0"]["problem"]
     assert any("oops" in line for line in ran.json["warnings"])
 
 
 def test_a_third_party_never_replaces_a_built_in(third_party: Path) -> None:
     assert plugins.find("pose_backends")["mediapipe"].origin == "animx"
+    assert "hello" not in animx("render", "--help").out
 
 
 def test_off_loads_no_third_party(third_party: Path, monkeypatch: pytest.MonkeyPatch) -> None:

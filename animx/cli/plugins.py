@@ -22,10 +22,11 @@ def plugins(out: Output) -> None:
     listed, lines = [], []
     for group in door.GROUPS:
         lines.append(f"{group.replace('_', ' ')}:")
-        found = list(door.find(group).values())
+        found, ignored = list(door.find(group).values()), door.shadowed(group)
         if group == "commands":
             built_in = [door.Plugin(group, name, target, "animx") for name, (target, _) in COMMANDS.items()]
-            found = [*built_in, *(one for one in found if one.name not in COMMANDS)]
+            ignored = [one for one in found if one.name in COMMANDS]
+            found = [*built_in, *(one for one in found if one not in ignored)]
         for one in found:
             problem = one.problem()
             listed.append(_entry(one, problem))
@@ -33,7 +34,7 @@ def plugins(out: Output) -> None:
             if problem is not None:
                 lines.append(f"    broken: {problem}")
                 out.warn(f"plugin '{one.name}' of {one.origin} is broken: {problem}")
-        for one in door.shadowed(group):
+        for one in ignored:
             listed.append(_entry(one, "its name is taken"))
             lines.append(f"  {one.name:<12} {one.origin:<24} {one.target}\n    ignored: the name is taken")
         if not found:
