@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -365,6 +367,22 @@ def test_one_thread_may_ask_for_mediapipe_while_another_imports_it(monkeypatch):
     threading.Event().wait(0.1)
     assert set(answers) == {None}
     assert len(answers) == len(mediapipe._MODULES)
+
+
+def test_chatter_of_a_graphs_own_threads_is_held_back_too(capfd):
+    class Solution:
+        def __init__(self):
+            self.opening = threading.Timer(0.05, os.write, (2, b"INFO: Created TensorFlow Lite delegate\n"))
+            self.opening.start()
+
+        def process(self, frame):
+            self.opening.join()
+            return SimpleNamespace(mask=frame)
+
+    graph = mediapipe._Graph(Solution, "mask")
+    threading.Event().wait(0.1)
+    graph.run(DARK)
+    assert capfd.readouterr().err == ""
 
 
 @needs_mediapipe

@@ -148,10 +148,10 @@ class _Graph:
     """One mediapipe graph; its start-up chatter on file descriptor 2 is filtered."""
 
     def __init__(self, make: Any, awaited: str) -> None:
+        self._make = make
         self._awaited = awaited
         self._chatty = True  # until the awaited output came once: by then every calculator has been opened
-        with quiet_stderr():
-            self._solution = make()
+        self._solution: Any = None
 
     def run(self, frame: NDArray[np.uint8]) -> Any:
         """The graph's outputs for an RGB frame."""
@@ -159,13 +159,17 @@ class _Graph:
         if not self._chatty:
             return self._solution.process(frame)
         with quiet_stderr():
+            if self._solution is None:
+                # Made here: its threads go on opening calculators, and chatting, after the call returned.
+                self._solution = self._make()
             found = self._solution.process(frame)
         self._chatty = getattr(found, self._awaited) is None
         return found
 
     def close(self) -> None:
         """Close the graph."""
-        self._solution.close()
+        if self._solution is not None:
+            self._solution.close()
 
 
 def _detection(found: Any, width: int, height: int) -> Detection:
