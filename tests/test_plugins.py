@@ -107,6 +107,32 @@ def test_a_third_party_never_replaces_a_built_in(third_party: Path) -> None:
     assert "hello" not in animx("render", "--help").out
 
 
+def test_a_backend_that_breaks_when_asked_is_passed_over_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from animx.pose import backend
+    from animx.pose.mediapipe import MediapipeBackend
+    from animx.pose.rtm import RtmBackend
+
+    monkeypatch.delenv("ANIMX_PLUGINS", raising=False)
+    make_package(tmp_path, "illpose", "class Ill:\n    name = 'ill'", {"animx.pose_backends": {"a-ill": "illpose:Ill"}})
+    make_package(tmp_path, "fakepose", FAKE_POSE, {"animx.pose_backends": {"fake": "fakepose:Fake"}})
+    with installed(tmp_path):
+        monkeypatch.setattr(RtmBackend, "available", classmethod(lambda cls: "missing"))
+        with monkeypatch.context() as here:
+            here.setattr(MediapipeBackend, "available", classmethod(lambda cls: None))
+            here.setattr(MediapipeBackend, "__init__", lambda self, hands=False: None)
+            here.setattr(MediapipeBackend, "version", "x", raising=False)
+            assert backend.choose_backend().name == "mediapipe"
+        assert "illpose" not in sys.modules  # what comes behind the chosen one is not imported
+        monkeypatch.setattr(MediapipeBackend, "available", classmethod(lambda cls: "missing"))
+        assert backend.choose_backend().name == "fake"
+        assert "pose backend 'a-ill' of illpose 1.0 is broken (AttributeError" in caplog.text
+        found = backend.available_backends()
+        assert found["fake"] is None
+        assert "is broken" in (found["a-ill"] or "")
+
+
 def test_off_loads_no_third_party(third_party: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANIMX_PLUGINS", "off")
     plugins.find.cache_clear()

@@ -36,6 +36,10 @@ def available_backends() -> dict[str, str | None]:
             found[name] = plugins.load("pose_backends", name).available()
         except AnimxError as error:
             found[name] = str(error)
+        except Exception as error:  # a third-party backend may fail in any way; the others are told of all the same
+            if name in PREFERENCE:
+                raise
+            found[name] = _broken(name, error)
     return found
 
 
@@ -49,9 +53,9 @@ def choose_backend(name: str | None = None, **options: Any) -> PoseBackend:
     given = {key: value for key, value in options.items() if value is not None}
     if name is not None:
         return _make(name, given, "asked for")
-    candidates = [one for one in sorted(plugins.names("pose_backends"), key=_rank) if _usable(one, given)]
-    for one in candidates:
-        return _make(one, given, "the best one that is installed and has its weights")
+    for one in sorted(plugins.names("pose_backends"), key=_rank):  # those behind the chosen one are not even imported
+        if _usable(one, given):
+            return _make(one, given, "the best one that is installed and has its weights")
     raise MissingExtraError("pose extraction", "offline" if sys.version_info < (3, 13) else "pose")
 
 
@@ -68,6 +72,18 @@ def _usable(name: str, options: dict[str, Any]) -> bool:
     except AnimxError as error:
         log.warning("%s", error)
         return False
+    except Exception as error:  # a third-party backend may fail in any way; it must not stop the tool
+        if name in PREFERENCE:
+            raise
+        log.warning("%s", _broken(name, error))
+        return False
+
+
+def _broken(name: str, error: Exception) -> str:
+    found = plugins.find("pose_backends")[name]
+    return (
+        f"pose backend '{name}' of {found.origin} is broken ({type(error).__name__}: {error}). Update or uninstall it"
+    )
 
 
 def _make(name: str, options: dict[str, Any], why: str) -> PoseBackend:
