@@ -39,6 +39,12 @@ def output_error(path: str | Path, error: OSError) -> OutputError:
     return OutputError(f"cannot write {path}: {why}")
 
 
+def check_name(path: str | Path) -> None:
+    """Refuse (`UsageError`) an output that names nothing: an empty text, `.`, `..` or `/`."""
+    if os.path.basename(os.fspath(path).rstrip(os.sep)) in ("", ".", ".."):
+        raise UsageError(f"'{path}' is no name for an output. Name a new file or folder with -o")
+
+
 def check_target(path: str | Path, overwrite: bool = False) -> None:
     """Refuse early what `writing(path, overwrite)` would refuse, before any work is done; writes nothing.
 

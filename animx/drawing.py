@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from animx.atomic import check_name
 from animx.canvas import Canvas
-from animx.driving import Ahead, is_still
+from animx.driving import Ahead, check_apart, is_still
 from animx.errors import InputError, UsageError
 from animx.pose.select import select_person
 from animx.pose.sequence import PoseSequence
@@ -64,6 +65,10 @@ def draw(
             raise UsageError(f"--frame {frame}: the poses have frames 0 to {poses.frames - 1}")
         poses = poses.cut(frame, frame + 1)
     target = out or default(poses.frames)
+    if str(target) == "-":
+        raise UsageError("pose draw -o -: a drawing does not go to stdout. Name a file, as in -o out.mp4")
+    check_name(target)
+    check_apart(target, {"poses": source, "clip": over})
     is_picture = target.suffix.lower() in (".png", ".jpg", ".jpeg") and "%" not in target.name
     if is_picture and poses.frames > 1:
         raise UsageError(f"{target}: one picture, but the poses have {poses.frames} frames. Use --frame N or a video")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -111,12 +112,30 @@ def is_still(path: str | Path) -> bool:
 
 def check_apart(out: str | Path, inputs: dict[str, Any]) -> None:
     """Refuse an output that is one of the inputs; `inputs` holds paths by what they are (`reference`)."""
-    target = Path(out).resolve()
+    target = Path(os.path.realpath(out))
+    replaced = {target, *_frames_of(target)}
     for what, path in inputs.items():
-        if path is None or isinstance(path, PoseSequence) or str(path) == "-":
+        if path is None or isinstance(path, PoseSequence) or str(path) in ("-", ""):
             continue
-        if Path(path).resolve() == target:
-            raise UsageError(f"{out}: the output would replace the {what}. Choose another name with -o")
+        source = Path(os.path.realpath(path))
+        # An output folder is replaced whole; a numbered output replaces the frames that are there.
+        inside = target.is_dir() and target in source.parents
+        if source in replaced or inside or not replaced.isdisjoint(_frames_of(source)):
+            raise UsageError(
+                f"{out}: the output would replace the {what.replace('_', ' ')}. Choose another name with -o"
+            )
+
+
+def _frames_of(path: Path) -> list[Path]:
+    """The frames of a folder or a numbered pattern; of anything else none."""
+    if not path.is_dir() and "%" not in path.name:
+        return []
+    from animx.video_frames import PATTERN, frames_of
+
+    try:
+        return frames_of(path) if path.is_dir() or PATTERN.search(path.name) else []
+    except OSError:
+        return []  # whoever reads or writes it says what is wrong
 
 
 # ---- poses ----

@@ -146,13 +146,14 @@ def _check_outputs(
     out: str | Path, overwrite: bool, options: RenderOptions, reference: str | Path, driving: str | Path | PoseSequence
 ) -> None:
     """Refuse an output that cannot or may not be written before any work is done."""
-    from animx.atomic import check_target
+    from animx.atomic import check_name, check_target
     from animx.video import check_output
 
     if str(out) == "-":
         raise UsageError("render -o -: a video does not go to stdout. Name a file, as in -o out.mp4")
+    check_name(out)
     side_car = provenance.side_car_path(out)
-    inputs = {"reference": reference, "driving": driving, "mask": options.mask, "driving video": options.driving_video}
+    inputs = {"reference": reference, "driving": driving, **options.files()}
     for path in (out, side_car):
         check_apart(path, inputs)
     check_output(out, overwrite)
@@ -201,6 +202,7 @@ def _gather(
     hands = options.hands if options.hands is not None else bool(getattr(engine, "needs_hands", False))
     backend = backend_for(stack, options, drive, hands)
     looker = second_backend(stack, options, drive, backend)
+    given = None if drive.poses is None else poses_of_file(drive.poses, options)
     with _beside(
         lambda: prepare_reference(picture, ref_pose=options.ref_pose, mask_file=options.mask, backend=looker)
     ) as ready:
@@ -210,8 +212,8 @@ def _gather(
                 ready.result()  # the picture is no good: stop at once
             on_progress("pose", done, total)
 
-        if drive.poses is not None:
-            poses = poses_of_file(drive.poses, options)
+        if given is not None:
+            poses = given
         elif dry_run:
             poses = unseen_poses(_given(stream))
         else:

@@ -12,7 +12,7 @@ from animx import plugins, provenance
 from animx.canvas import Fit
 from animx.engine import Engine
 from animx.errors import InputError, UsageError, nearest
-from animx.times import Time, parse_fps, parse_size, parse_time
+from animx.times import Time, parse_fps, parse_size, parse_time, time_range
 
 if TYPE_CHECKING:
     from animx.retarget.preset import Preset
@@ -75,6 +75,9 @@ class RenderOptions:
         for name in ("start", "end", "duration"):
             if getattr(self, name) is not None:
                 put(name, parse_time(getattr(self, name), f"--{name}"))
+        for name in _FILES:
+            if getattr(self, name) is not None and not str(getattr(self, name)):
+                raise UsageError(f"--{name.replace('_', '-')} '': names nothing. Name a file, or leave it out")
         for name in ("mask", "driving_video"):
             if getattr(self, name) is not None:
                 put(name, Path(getattr(self, name)))
@@ -88,8 +91,9 @@ class RenderOptions:
         ):
             if value not in known:
                 raise UsageError(f"{option} '{value}': use {', '.join(known)}.{nearest(str(value), known)}")
-        if self.end is not None and self.duration is not None:
-            raise UsageError("--end and --duration cannot be given together. Leave one out")
+        times = [one for one in (self.start, self.end, self.duration) if one is not None]
+        if len({one.frames is None for one in times}) < 2:  # seconds and frames together need the clip's rate
+            time_range(self.start, self.end, self.duration, Fraction(1))
         put("ref_pose", str(self.ref_pose))
         put("background", str(self.background))
         if not 0 <= self.seed < 2**63:
@@ -102,14 +106,15 @@ class RenderOptions:
             value = getattr(self, one.name)
             if one.name in ("engine", "presets", "seed", "engine_options"):
                 continue
-            if isinstance(value, Path) or (one.name in _FILES and value in self._files().values()):
+            if isinstance(value, Path) or (one.name in _FILES and value in self.files().values()):
                 value = Path(value).name
             elif isinstance(value, (Time, Fraction)):
                 value = str(value)
             shown[one.name] = dict(value) if isinstance(value, Mapping) else value
         return shown
 
-    def _files(self) -> dict[str, Any]:
+    def files(self) -> dict[str, Any]:
+        """The files that options name, by option (`ref_pose`)."""
         found = {name: getattr(self, name) for name in _FILES}
         words = ("auto", "fit", "none", "keep", "blur", "transparent")
         return {
@@ -120,7 +125,7 @@ class RenderOptions:
 
     def check_files(self) -> None:
         """Refuse files that do not exist before any work is done (`InputError`)."""
-        for name, value in self._files().items():
+        for name, value in self.files().items():
             if name != "background" and not Path(value).exists():
                 raise InputError(f"--{name.replace('_', '-')} {value}: no such file")
 
@@ -128,7 +133,7 @@ class RenderOptions:
         """The files that options name, by option, name and hash."""
         from animx.image import file_sha256
 
-        return [provenance.input_record(name, str(path), file_sha256(path)) for name, path in self._files().items()]
+        return [provenance.input_record(name, str(path), file_sha256(path)) for name, path in self.files().items()]
 
     @classmethod
     def of(cls, **values: Any) -> RenderOptions:

@@ -19,10 +19,11 @@ TIME_HELP = "seconds (1.5), hh:mm:ss.fff, or frames (120f)"
 MAX_FPS = 1000
 MAX_SECONDS = 1e6
 
-_CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
+_CLOCK = re.compile(r"(?:(\d{1,9}):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
 _SECONDS = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
-_FRAMES = re.compile(r"(\d+)f")
-_SIZE = re.compile(r"(-1|\d*)[xX](-1|\d*)")
+_FRAMES = re.compile(r"(\d{1,12})f")
+_HUGE = re.compile(r"[eE][+-]?\d{4}")
+_SIZE = re.compile(r"(-1|\d{0,9})[xX](-1|\d{0,9})")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,10 @@ def parse_time(value: str | float | Time, option: str = "time") -> Time:
 def parse_fps(value: str | float | Fraction, option: str = "--fps") -> Fraction:
     """Read a frame rate [1/s]: `25`, `29.97` (taken as 30000/1001) or an exact ratio `30000/1001`."""
     try:
-        rate = value if isinstance(value, Fraction) else Fraction(str(value).strip())
+        text = str(value).strip()
+        if not isinstance(value, Fraction) and (len(text) > 60 or _HUGE.search(text)):
+            raise ValueError("its exact value would fill the memory")
+        rate = value if isinstance(value, Fraction) else Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise UsageError(f"{option} '{value}': not a frame rate. Use a number (25) or a ratio (30000/1001)") from None
     for whole in (24, 30, 48, 60, 120):  # what people call 23.976, 29.97, 59.94 ...
@@ -128,5 +132,7 @@ def time_range(
             raise UsageError(f"--duration {duration}: no time. Use {TIME_HELP}")
         last = (first or 0.0) + duration.at(fps)
     if last is not None and last <= (first or 0.0):
-        raise UsageError(f"--end {last:g} s is not after --start {first or 0:g} s")
+        if end is None:
+            raise UsageError(f"--duration {duration}: too short to be seen. Use {TIME_HELP}")
+        raise UsageError(f"--end {end} is not after --start {start or 0}")
     return first, last

@@ -131,7 +131,7 @@ def frames_of(path: Path) -> list[Path]:
 
 def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
     parts = re.split(r"(\d+)", path.name)
-    return [(int(part), "") if part.isdigit() else (0, part) for part in parts], path.name
+    return [(int(part), "") if place % 2 else (0, part) for place, part in enumerate(parts)], path.name
 
 
 def _webp(path: Path) -> Image.Image:

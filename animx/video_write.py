@@ -25,7 +25,15 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from animx.atomic import check_folder_target, check_parent, check_target, output_error, writing, writing_folder
+from animx.atomic import (
+    check_folder_target,
+    check_name,
+    check_parent,
+    check_target,
+    output_error,
+    writing,
+    writing_folder,
+)
 from animx.canvas import Canvas
 from animx.errors import OutputError, UsageError, nearest
 from animx.overlap import Drain
@@ -295,6 +303,7 @@ def check_output(path: str | Path, overwrite: bool = False) -> None:
 
 def _kind(path: str | Path) -> Path:
     """The path, when its name says what to write; else a `UsageError`."""
+    check_name(path)
     text, kept = os.fspath(path), Path(path)
     if PATTERN.search(kept.name):
         if kept.suffix.lower() != ".png":

@@ -114,11 +114,13 @@ def preview(
     """
     from animx.atomic import check_target
     from animx.drawing import template_dance
+    from animx.driving import check_apart
     from animx.image import write_picture
     from animx.pose.select import select_person
     from animx.retarget.preset import list_presets
     from animx.retarget.preview import contact_sheet
 
+    check_apart(output, {"poses": source})
     check_target(output, overwrite)
     if not chosen:
         usable = [one.name for one in list_presets() if one.preset is not None]

@@ -116,9 +116,9 @@ def render(
     if result.plan is not None:
         out.result(data, _plan_lines(result))
         return
+    frames = "1 frame" if result.frames == 1 else f"{result.frames} frames"
     out.say(
-        f"animx: wrote {result.path}: {result.frames} frames, {result.canvas}, {float(result.fps):g} fps, "
-        f"{result.duration:.2f} s"
+        f"animx: wrote {result.path}: {frames}, {result.canvas}, {float(result.fps):g} fps, {result.duration:.2f} s"
     )
     out.wrote(data, [result.path])
 

@@ -1,0 +1,138 @@
+"""Odd names and values: outputs that name nothing or an input, loops of links, numbers that would fill the memory."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hall import animx, refused
+
+from animx.canvas import Canvas
+from animx.errors import UsageError
+from animx.image import write_picture
+from animx.pose.formats import write_poses
+from animx.pose.sequence import PoseSequence
+from animx.times import parse_fps, parse_size, parse_time
+from animx.video import open_frames, open_writer
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_character: Path, tiny_poses: PoseSequence) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tiny_character, "ref.png")
+    write_poses(tiny_poses, "dance.pose.json")
+
+
+def clip(path: str, frames: int = 3) -> str:
+    """A short clip or folder of frames at `path`, which is returned."""
+    with open_writer(path, Canvas(64, 64), parse_fps("25")) as writer:
+        for _ in range(frames):
+            writer.write(np.full((64, 64, 3), 90, np.uint8))
+    return path
+
+
+def everything() -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(Path().rglob("*")) if path.is_file()}
+
+
+# ---- names ----
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "./", "//", "sub/.."])
+@pytest.mark.parametrize("command", [("render", "ref.png", "dance.pose.json"), ("pose", "draw", "dance.pose.json")])
+def test_an_output_that_names_nothing_is_refused(command: tuple[str, ...], name: str) -> None:
+    Path("sub").mkdir()
+    refused(animx(*command, "-o", name, "-y"), 2, "is no name for an output")
+
+
+@pytest.mark.parametrize("option", ["--mask", "--ref-pose", "--background", "--driving-video"])
+def test_an_option_that_names_an_empty_file_is_refused(option: str) -> None:
+    refused(animx("render", "ref.png", "dance.pose.json", option, "", "-o", "out.mp4"), 2, option)
+
+
+def test_a_loop_of_links_is_refused_as_output_and_as_input() -> None:
+    Path("loop.mp4").symlink_to("loop.mp4")
+    refused(animx("render", "ref.png", "dance.pose.json", "-o", "loop.mp4"), 3, "loop.mp4")
+    refused(animx("render", "ref.png", "loop.mp4", "-o", "out.mp4"), 3, "loop.mp4")
+    refused(animx("render", "loop.mp4", "dance.pose.json", "-o", "out.mp4"), 3, "loop.mp4")
+
+
+def test_an_output_folder_never_swallows_an_input() -> None:
+    clip("frames/")
+    before = everything()
+    for call in (
+        ("frames/00001.png", "dance.pose.json", "-o", "frames"),
+        ("frames/00001.png", "dance.pose.json", "-o", "frames/%05d.png"),
+        ("ref.png", "frames", "-o", "frames/%05d.png"),
+        ("ref.png", "frames/%05d.png", "-o", "frames"),
+        ("ref.png", "dance.pose.json", "--background", "frames/00002.png", "-o", "frames"),
+        ("ref.png", "dance.pose.json", "--mask", "frames/00002.png", "-o", "frames/%05d.png"),
+        ("ref.png", "dance.pose.json", "--ref-pose", "dance.pose.json", "-o", "dance.pose.json"),
+    ):
+        refused(animx("render", *call, "-y"), 2, "would replace")
+    assert everything() == before
+
+
+def test_a_drawing_never_replaces_what_it_is_drawn_over(tiny_poses: PoseSequence) -> None:
+    clip("clip.mp4", tiny_poses.frames)
+    before = everything()
+    refused(animx("pose", "draw", "dance.pose.json", "--over", "clip.mp4", "-o", "clip.mp4", "-y"), 2, "would replace")
+    refused(
+        animx("pose", "draw", "dance.pose.json", "--over", "ref.png", "--frame", "0", "-o", "ref.png", "-y"),
+        2,
+        "would replace",
+    )
+    assert everything() == before
+
+
+def test_frames_are_read_whatever_digits_their_names_hold() -> None:
+    Path("frames").mkdir()
+    for name in ("a1²2.png", "a1²10.png", "٣.png"):
+        write_picture(Path("frames") / name, np.zeros((8, 8, 3), np.uint8))
+    assert open_frames("frames").frames == 3
+
+
+# ---- numbers ----
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "1e999999999", "1e-999999999", "1/" + "9" * 5000])
+def test_a_rate_that_would_fill_the_memory_is_refused_at_once(text: str) -> None:
+    with pytest.raises(UsageError, match="--fps"):
+        parse_fps(text)
+
+
+@pytest.mark.parametrize("text", ["9" * 400 + "f", "9" * 5000 + "f", "9" * 5000 + ":00:00"])
+def test_a_time_of_thousands_of_digits_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--start"):
+        parse_time(text, "--start")
+
+
+def test_a_size_of_thousands_of_digits_is_refused() -> None:
+    with pytest.raises(UsageError, match="--size"):
+        parse_size("9" * 5000 + "x2")
+
+
+# ---- refused before the work ----
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("--start", "0.3", "--end", "0.1"),
+        ("--start", "8f", "--end", "8f"),
+        ("--duration", "0"),
+        ("--duration", "0f"),
+        ("--start", "50"),
+        ("--person", "nobody"),
+        ("--person", "track:7"),
+    ],
+)
+def test_a_wrong_range_or_person_is_refused_before_the_figure_is_looked_for(
+    call: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[object] = []
+    monkeypatch.setattr("animx.pipeline.prepare_reference", lambda *values, **named: looked.append(values))
+    refused(animx("render", "ref.png", "dance.pose.json", "-o", "out.mp4", *call), 2, call[-2])
+    assert not looked
