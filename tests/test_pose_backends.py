@@ -504,6 +504,27 @@ def test_rtm_without_weights_says_where_they_go_and_a_failed_download_too(tmp_pa
 
 
 @needs_onnx
+def test_rtm_runs_on_what_rtmlib_downloads_and_leaves_stdout_alone(tmp_path, monkeypatch, one_person_nets, capfd):
+    for name in ("XDG_CACHE_HOME", "TORCH_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    for name in ("ANIMX_RTM_DET", "ANIMX_RTM_POSE"):
+        monkeypatch.delenv(name, raising=False)
+    rtmlib = pytest.importorskip("rtmlib.tools.file")
+    asked = []
+
+    def fetch(url: str, **_: object) -> str:
+        print("a print of the library")
+        asked.append(url)
+        return str(one_person_nets["rtmw" in url])
+
+    monkeypatch.setattr(rtmlib, "download_checkpoint", fetch)
+    backend = backends.choose_backend("rtm")
+    assert backend.detect(np.full((64, 64, 3), 255, np.uint8)).persons == 1
+    assert ["yolox" in asked[0], "rtmw" in asked[1]] == [True, True]
+    assert capfd.readouterr().out == ""
+
+
+@needs_onnx
 def test_rtm_takes_weights_from_the_cache_folder(tmp_path, monkeypatch, one_person_nets):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = tmp_path / "animx" / "rtm"
