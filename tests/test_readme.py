@@ -156,3 +156,28 @@ def test_make_says_what_it_can_do(root: Path) -> None:
     done = subprocess.run(["make", "help"], cwd=root, capture_output=True, text=True, check=True)
     for target in ("demo", "test", "lint", "clean"):
         assert f"make {target}" in done.stdout
+
+
+@pytest.mark.slow
+def test_make_demo_animates_an_example_and_says_where_it_is(root: Path, tmp_path: Path) -> None:
+    """With an environment that holds everything, so nothing is installed; a new one is made by hand."""
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
+    for name, module in (("python", ""), ("animx", "-m animx")):
+        (programs / name).write_text(f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} {module} "$@"\n')
+        (programs / name).chmod(0o755)
+    (tmp_path / "venv" / ".base").touch()
+    video = tmp_path / "out" / "demo.mp4"
+    video.parent.mkdir()
+    video.write_text("of an earlier run")
+    done = subprocess.run(
+        ["make", "demo", f"VENV={tmp_path / 'venv'}", f"DEMO_VIDEO={video}"],
+        cwd=root, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"The video: {video}" in done.stdout
+    assert "installing" not in done.stdout
+    with av.open(str(video)) as clip:
+        assert clip.streams.video[0].frames == 120
