@@ -7,6 +7,8 @@ Every pixel centre inside a sheet is drawn exactly once: two triangles that shar
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,16 +25,32 @@ HALF = np.uint64(0x0080008000800080)
 
 def pack(texture: Image) -> Packed:
     """RGBA [h, w, 4] as one word a texel [h, w]: red in the lowest 16 bits, alpha in the highest."""
-    lanes = texture.astype(np.uint64) << np.array([0, 16, 32, 48], np.uint64)
-    return np.asarray(lanes[..., 0] | lanes[..., 1] | lanes[..., 2] | lanes[..., 3], np.uint64)
+    word = np.ascontiguousarray(texture).view("<u4")[..., 0].astype(np.uint64)
+    word = (word | word << np.uint64(16)) & np.uint64(0x0000FFFF0000FFFF)
+    return np.asarray((word | word << np.uint64(8)) & LOW, np.uint64)
 
 
 @compiled
-def _crossing(xa: float, ya: float, xb: float, yb: float, y: float) -> float:
-    """x where an edge crosses the row at y; the same number whichever triangle asks."""
-    if ya > yb or (ya == yb and xa > xb):
-        xa, ya, xb, yb = xb, yb, xa, ya
-    return xa + (xb - xa) * ((y - ya) / (yb - ya))
+def _above(ay: float, ax: float, by: float, bx: float) -> Any:
+    """Whether a comes before b from top to bottom, then from left to right."""
+    return ay < by or (ay == by and ax < bx)
+
+
+@compiled
+def _narrow(colour: Any) -> Any:
+    """Four channels of 16 bits, each below 256, as one word of 32 bits."""
+    colour = (colour | (colour >> np.uint64(8))) & np.uint64(0x0000FFFF0000FFFF)
+    return (colour | (colour >> np.uint64(16))) & np.uint64(0xFFFFFFFF)
+
+
+@compiled
+def _over(colour: Any, below: Any) -> Any:
+    """A premultiplied colour (four lanes of 16 bits) over a pixel (four bytes), as lanes."""
+    spread = (below | (below << np.uint64(16))) & np.uint64(0x0000FFFF0000FFFF)
+    spread = (spread | (spread << np.uint64(8))) & LOW
+    spread = spread * (np.uint64(255) - (colour >> np.uint64(48))) + HALF
+    # x / 255, rounded, is (x + x / 256) / 256
+    return colour + (((spread + ((spread >> np.uint64(8)) & LOW)) >> np.uint64(8)) & LOW)
 
 
 @compiled
@@ -51,15 +69,24 @@ def draw(
 
     `rest` are the vertices on the texture's canvas, `moved` where they go [N, 2]; `opaque` skips blending for triangles
     whose texels are all solid.  `texture` is packed [h, w]; its texel (0, 0) lies at `origin` on the canvas.
+    `frame` and `texture` are contiguous.
     """
     height, width = frame.shape[0], frame.shape[1]
     rows, columns = texture.shape[0], texture.shape[1]
-    byte, mask = np.uint64(8), np.uint64(255)
+    pixels, texels = frame.reshape(-1).view(np.uint32), texture.reshape(-1)
+    zero, solid_alpha = np.uint64(0), np.uint64(255)
+    x_low, y_low, x_high, y_high = dirty[0], dirty[1], dirty[2], dirty[3]
     for m in range(triangles.shape[0]):
         a, b, c = triangles[m, 0], triangles[m, 1], triangles[m, 2]
+        # sorted from top to bottom, so that an edge is the same line whichever triangle asks
+        if _above(moved[b, 1], moved[b, 0], moved[a, 1], moved[a, 0]):
+            a, b = b, a
+        if _above(moved[c, 1], moved[c, 0], moved[b, 1], moved[b, 0]):
+            b, c = c, b
+        if _above(moved[b, 1], moved[b, 0], moved[a, 1], moved[a, 0]):
+            a, b = b, a
         ax, ay, bx, by, cx, cy = moved[a, 0], moved[a, 1], moved[b, 0], moved[b, 1], moved[c, 0], moved[c, 1]
-        low_y, high_y = min(ay, min(by, cy)), max(ay, max(by, cy))
-        y0, y1 = int(np.ceil(max(low_y, 0.0) - 0.5)), int(np.ceil(min(high_y, height + 1.0) - 0.5))
+        y0, y1 = int(np.ceil(max(ay, 0.0) - 0.5)), int(np.ceil(min(cy, height + 1.0) - 0.5))
         y0, y1 = max(y0, 0), min(y1, height)
         if y0 >= y1:
             continue
@@ -77,65 +104,48 @@ def draw(
         if not (abs(u_x) < 4096.0 and abs(u_y) < 4096.0 and abs(v_x) < 4096.0 and abs(v_y) < 4096.0):
             continue
         step_u, step_v = np.int64(np.rint(u_x * 65536.0)), np.int64(np.rint(v_x * 65536.0))
+        long, first, second = (cx - ax) / (cy - ay), (bx - ax) / (by - ay), (cx - bx) / (cy - by)
         solid = opaque[m]
         for y in range(y0, y1):
             centre = y + 0.5
-            left, right = np.inf, -np.inf
-            if (ay <= centre) != (by <= centre):
-                x = _crossing(ax, ay, bx, by, centre)
-                left, right = min(left, x), max(right, x)
-            if (by <= centre) != (cy <= centre):
-                x = _crossing(bx, by, cx, cy, centre)
-                left, right = min(left, x), max(right, x)
-            if (cy <= centre) != (ay <= centre):
-                x = _crossing(cx, cy, ax, ay, centre)
-                left, right = min(left, x), max(right, x)
-            if not left < right:
-                continue
-            x0 = int(np.ceil(max(left, 0.0) - 0.5))
-            x1 = int(np.ceil(min(right, width + 1.0) - 0.5))
-            x0, x1 = max(x0, 0), min(x1, width)
+            left = ax + (centre - ay) * long
+            right = ax + (centre - ay) * first if centre < by else bx + (centre - by) * second
+            if left > right:
+                left, right = right, left
+            x0 = max(int(np.ceil(max(left, 0.0) - 0.5)), 0)
+            x1 = min(int(np.ceil(min(right, width + 1.0) - 0.5)), width)
             if x0 >= x1:
                 continue
             dx, dy = x0 + 0.5 - ax, centre - ay
             u = np.int64(np.rint((ua + u_x * dx + u_y * dy - 0.5) * 65536.0)) + 128
             v = np.int64(np.rint((va + v_x * dx + v_y * dy - 0.5) * 65536.0)) + 128
-            if x0 < dirty[0]:
-                dirty[0] = x0
-            if x1 > dirty[2]:
-                dirty[2] = x1
+            x_low, x_high = min(x_low, x0), max(x_high, x1)
+            line = y * width
             for x in range(x0, x1):
                 iu, iv = u >> 16, v >> 16
-                fu, fv = (u >> 8) & 255, (v >> 8) & 255
+                fu, fv = np.uint64((u >> 8) & 255), np.uint64((v >> 8) & 255)
                 u += step_u
                 v += step_v
                 if iu < 0 or iv < 0 or iu >= columns - 1 or iv >= rows - 1:
                     continue
-                w11 = (fu * fv) >> 8
-                colour = texture[iv, iu] * np.uint64(256 - fu - fv + w11)
-                colour += texture[iv, iu + 1] * np.uint64(fu - w11)
-                colour += texture[iv + 1, iu] * np.uint64(fv - w11)
-                colour += texture[iv + 1, iu + 1] * np.uint64(w11)
-                colour = ((colour + HALF) >> byte) & LOW
+                w11 = (fu * fv) >> np.uint64(8)
+                # unsigned, or numba would look for negative indices
+                at, under = np.uint64(iv * columns + iu), np.uint64(iv * columns + iu + columns)
+                colour = texels[at] * (np.uint64(256) - fu - fv + w11)
+                colour += texels[at + np.uint64(1)] * (fu - w11)
+                colour += texels[under] * (fv - w11)
+                colour += texels[under + np.uint64(1)] * w11
+                colour = ((colour + HALF) >> np.uint64(8)) & LOW
+                here = np.uint64(line + x)
                 if not solid:
                     alpha = colour >> np.uint64(48)
-                    if alpha == np.uint64(0):
+                    if alpha == zero:
                         continue
-                    if alpha < mask:
-                        below = np.uint64(frame[y, x, 0]) | np.uint64(frame[y, x, 1]) << np.uint64(16)
-                        below |= np.uint64(frame[y, x, 2]) << np.uint64(32)
-                        below |= np.uint64(frame[y, x, 3]) << np.uint64(48)
-                        below = below * (mask - alpha) + HALF
-                        # x / 255, rounded, is (x + x / 256) / 256
-                        colour += ((below + ((below >> byte) & LOW)) >> byte) & LOW
-                frame[y, x, 0] = colour & mask
-                frame[y, x, 1] = (colour >> np.uint64(16)) & mask
-                frame[y, x, 2] = (colour >> np.uint64(32)) & mask
-                frame[y, x, 3] = colour >> np.uint64(48)
-        if y0 < dirty[1]:
-            dirty[1] = y0
-        if y1 > dirty[3]:
-            dirty[3] = y1
+                    if alpha < solid_alpha:
+                        colour = _over(colour, np.uint64(pixels[here]))
+                pixels[here] = np.uint32(_narrow(colour))
+        y_low, y_high = min(y_low, y0), max(y_high, y1)
+    dirty[0], dirty[1], dirty[2], dirty[3] = x_low, y_low, x_high, y_high
 
 
 @compiled
