@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 from pathlib import Path
 
+import click
 import pytest
 
+from animx.cli import run
 from animx.plugins import GROUPS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -27,6 +31,19 @@ def test_included_files_are_the_files(page: Path) -> None:
         assert body == (DOCS.parent / name).read_text(encoding="utf-8"), f"{page.name}: {name} has changed"
     if page.stem == "plugins":
         assert len(included) == 2
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem in ("media", "formats")], ids=lambda p: p.stem)
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = DOCS.parent / "examples"
+    shutil.copy(examples / "dance.mp4", tmp_path / "dance.mp4")
+    shutil.copy(examples / "dance.pose.npz", tmp_path / "dance.npz")
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    assert code
+    for block in code:
+        exec(compile(block, page.name, "exec"), {})
+    assert len(list(tmp_path.iterdir())) == 3  # each of them writes one file
 
 
 def test_every_page_is_in_the_index() -> None:
@@ -59,3 +76,31 @@ def test_the_picture_of_the_house_shows_every_room_and_the_files_of_pose_and_ret
     named |= {path.stem for room in ("pose", "retarget") for path in (package / room).glob("[a-z]*.py")}
     for name in sorted(named):
         assert re.search(rf"\b{name}\b", text), f"docs/architecture.md does not mention {name}"
+
+
+def written_commands() -> list[str]:
+    """Every `animx ...` of the pages, their code blocks and the help's examples; the ends of a pipe apart."""
+    found: list[str] = []
+    for page in [*PAGES, DOCS.parent / "README.md"]:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.S | re.M)
+        lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+        named = [" ".join(inline.split()) for inline in re.findall(r"`(animx [a-z][^`]*)`", text)]
+        lines += [one for one in named if "." in one]  # a call names a file; the others name a command
+        for line in lines:
+            if re.match(r"(\w+=\w+ )?animx [a-z]", line):
+                parts = re.split(r"\||&&|>|\s{4,}", line)
+                found.extend(part.strip() for part in parts if re.match(r"\s*(\w+=\w+ )?animx [a-z]", part))
+    return sorted(set(found))
+
+
+def test_every_written_command_is_one_that_the_program_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(click.Command, "invoke", lambda *_: None)  # parsed with all its options, not run
+    commands = written_commands()
+    assert len(commands) > 50
+    for command in commands:
+        words = shlex.split(command.partition("animx ")[2])
+        assert run(words) == 0, f"{command}\n{capsys.readouterr().err}"
+    assert run(["render", "a.png", "b.mp4", "--prest", "chibi"]) == 2  # a wrong one would be seen
