@@ -50,7 +50,24 @@ def cut_arms(rgb: NDArray[np.uint8], solid: Flags, body: Anatomy) -> tuple[dict[
         region |= _beyond_shoulder(solid, body, side, radius[side]) & (owner <= 0)
         region = _trimmed(region, solid, lab, body, side, reach[side])
         arms[side] = region
-    return _islands_home(arms, solid, body), radius
+    arms = _islands_home(arms, solid, body)
+    _outlines_home(arms, solid, lab, body)
+    _slivers_home(arms, solid, body)
+    # rays pass an outline now and then: what was cut out says better how thick the arm is
+    return arms, {side: min(radius[side], _half_thickness(region, body, side)) for side, region in arms.items()}
+
+
+def _half_thickness(region: Flags, body: Anatomy, side: str) -> float:
+    """Half the thickness of a cut arm between shoulder and wrist [px]: the median of its inscribed circles."""
+    depth = cv2.distanceTransform(np.pad(region, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    found = []
+    for bone, (a, b) in enumerate(itertools.pairwise(arm_line(body, side))):
+        across = np.array([a[1] - b[1], b[0] - a[0]]) / max(float(np.linalg.norm(b - a)), 1e-6)
+        for t in np.linspace(0.45 if bone == 0 else 0.05, 0.95, 8):
+            line = a + t * (b - a) + np.linspace(-1, 1, 41)[:, None] * across * 0.08 * body.height
+            x, y = np.clip(line.astype(int), 0, np.array(body.size) - 1).T
+            found.append(float(depth[y, x].max()))
+    return max(float(np.median(found)), 0.012 * body.height, 3.0)
 
 
 def _edge_strength(rgb: NDArray[np.uint8], solid: Flags) -> Grey:
@@ -62,6 +79,13 @@ def _edge_strength(rgb: NDArray[np.uint8], solid: Flags) -> Grey:
     inside = cv2.erode(solid.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     scale = float(np.percentile(strength[inside], 90)) if inside.any() else 1.0
     return np.asarray(strength / max(scale, 1e-3), np.float32)
+
+
+def _flatness(edges: Grey, solid: Flags) -> float:
+    """1 for flat drawn art, whose outlines are the only edges, 0 for folds, fur and photographs."""
+    inside = cv2.erode(solid.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    typical = float(np.median(edges[inside])) if inside.any() else 1.0
+    return float(np.clip((0.12 - typical) / 0.05, 0.0, 1.0))
 
 
 def _draw(shape: tuple[int, ...], line: list[NDArray[np.float64]], scale: float, thick: int) -> Flags:
@@ -163,7 +187,8 @@ def _voronoi(solid: Flags, edges: Grey, body: Anatomy) -> NDArray[np.int8]:
     scale = 0.5 if max(solid.shape) > 400 else 1.0
     small = cv2.resize(solid.astype(np.uint8), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(bool)
     rough = cv2.resize(np.minimum(edges, 2.0), small.shape[::-1], interpolation=cv2.INTER_AREA)
-    cost = np.where(small, 1.0 + 6.0 * rough.astype(np.float64), -1.0)
+    weight = 6.0 + 60.0 * _flatness(edges, solid)
+    cost = np.where(small, 1.0 + weight * rough.astype(np.float64), -1.0)
     shape = small.shape
     band = max(1, round(0.16 * body.shoulder_width * scale))
     keep_off = np.zeros(shape, bool)
@@ -326,6 +351,51 @@ def _islands_home(arms: dict[str, Flags], solid: Flags, body: Anatomy) -> dict[s
         if touches[side] > int((trunk[window] & rim).sum()) and touches[side] > 0:
             arms[side][window] |= island
     return arms
+
+
+def _outlines_home(arms: dict[str, Flags], solid: Flags, lab: Grey, body: Anatomy) -> None:
+    """Give an arm the dark drawn line along its rim: without it the arm looks torn out, and the body keeps a wire."""
+    width = max(2, round(0.009 * body.height))
+    brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
+    light = np.ascontiguousarray(lab[..., 0])
+    ridge = cv2.morphologyEx(light, cv2.MORPH_BLACKHAT, brush) > 30
+    for side, region in arms.items():
+        y0, y1, x0, x1 = _around(region, 2 * width)
+        window = np.s_[y0:y1, x0:x1]
+        free = (
+            ridge[window]
+            & solid[window]
+            & ~np.any([r[window] for s, r in arms.items() if s != side] or [np.zeros(1, bool)], 0)
+        )
+        own = region[window] & ridge[window]
+        if own.sum() < 30:
+            continue
+        # in the arm's own ink, or the next garment's outline would come along
+        drawn = lab[window][own]
+        ink = np.median(drawn[drawn[:, 0] <= np.median(drawn[:, 0])], 0)
+        free &= np.linalg.norm((lab[window] - ink) * (0.4, 1, 1), axis=-1) < 27
+        grown = region[window].astype(np.uint8)
+        for _ in range(width):
+            grown |= cv2.dilate(grown, np.ones((3, 3), np.uint8)) & free
+        arms[side][window] |= grown > 0
+
+
+def _slivers_home(arms: dict[str, Flags], solid: Flags, body: Anatomy) -> None:
+    """Give an arm the thin strips of body that run along it: the body would keep them as wires in the air."""
+    rest = (solid & ~np.any(list(arms.values()), 0)).astype(np.uint8)
+    width = max(2, round(0.007 * body.height))
+    brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
+    broad = cv2.morphologyEx(np.pad(rest, width), cv2.MORPH_OPEN, brush)[width:-width, width:-width] > 0
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(((rest > 0) & ~broad).astype(np.uint8), connectivity=8)
+    for index in range(1, count):
+        x, y, w, h = (int(v) for v in stats[index, :4])
+        window = np.s_[max(y - 2, 0) : y + h + 2, max(x - 2, 0) : x + w + 2]
+        sliver = labels[window] == index
+        rim = near(sliver, 1) & ~sliver
+        touches = {side: int((region[window] & rim).sum()) for side, region in arms.items()}
+        side = max(touches, key=lambda name: touches[name])
+        if touches[side] > 1.5 * int((broad[window] & rim).sum()) and touches[side] > 3:
+            arms[side][window] |= sliver
 
 
 def _connected(region: Flags, seed: Flags) -> Flags:

@@ -31,6 +31,9 @@ TRUNK = 13
 """Numbers of the trunk: mid-hip x, y, axis x, y, length, half widths at hip and shoulder, then of this frame: place x,
 y, turn, stretch, factors of the widths at hip and shoulder."""
 
+TUCK = 0.5
+"""How far the outside of an elbow or knee is drawn in when the limb is folded flat (share of its half thickness)."""
+
 
 @compiled
 def _along(a: float, length: float, stretch: float) -> float:
@@ -121,6 +124,12 @@ def deform(
                 sx, sy = a * upper[c, 2] - b * upper[c, 3], a * upper[c, 3] + b * upper[c, 2]
                 lx, ly = _bone_local(rx, ry, lower[c])
                 sx, sy = (1 - k) * sx + k * lx, (1 - k) * sy + k * ly
+                # a wide sleeve would blow up to a ball of stretched texture outside a deep bend: draw it in
+                bend = lower[c, 5] - upper[c, 5]
+                side = sy * upper[c, 2] - sx * upper[c, 3]
+                if side * bend < 0.0:
+                    inward = TUCK * min(abs(bend) / np.pi, 1.0) * 4.0 * k * (1.0 - k) * side
+                    sx, sy = sx + inward * upper[c, 3], sy - inward * upper[c, 2]
                 turn = (1 - k) * turn + k * lower[c, 5]
                 co, si = np.cos(turn), np.sin(turn)
                 blend = min(1.0, 8.0 * k)
