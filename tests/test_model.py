@@ -121,27 +121,30 @@ def test_float64_run_stays_within_the_released_float32_noise(fixture: Fixture) -
 def test_every_intermediate_of_the_released_network_is_met(fixture: Fixture) -> None:
     unet = released_unet(fixture, "release")
     ours = {released: key for key, released in _module_names(unet).items()}
+    inputs = fixture_inputs(fixture)
+    assert inputs.local_image is not None
+    inputs = replace(inputs, local_image=inputs.local_image.repeat(1, 1, 4, 1, 1))  # as the released code repeats it
+    prefix = "mid/release/"
+    wanted = {k.removeprefix(prefix): fixture[k] for k in fixture.arrays.files if k.startswith(prefix)}
+    stacked = wanted.pop("stacked_input")
     seen: dict[str, Any] = {}
-    wanted = [k.removeprefix("mid/release/") for k in fixture.arrays.files if k.startswith("mid/release/")]
     for name in wanted:
-        if name in ours:
-            module = unet.get_submodule(ours[name])
-            module.register_forward_hook(lambda _m, _i, out, name=name: seen.__setitem__(name, out))
+        unet.get_submodule(ours[name]).register_forward_hook(lambda _m, _i, out, name=name: seen.__setitem__(name, out))
+    unet.get_submodule("down.0.0").register_forward_hook(lambda _m, i, _o: seen.__setitem__("stacked_input", i[0]))
     with torch.no_grad():
-        unet(fixture["in/x"], fixture["t"], unet.encode(fixture_inputs(fixture), frames=4, latent=LATENT))
-    compared = 0
+        unet(fixture["in/x"], fixture["t"], unet.encode(inputs, frames=4, latent=LATENT))
+    assert (seen.pop("stacked_input") - stacked).abs().max() <= 2e-5
+    assert seen.keys() == wanted.keys()
     for name, value in seen.items():
-        expected = fixture[f"mid/release/{name}"]
+        expected = wanted[name]
         layouts = [value]
         if value.ndim == 5:  # ours is [B, C, F, h, w]; the released encoders fold frames or pixels into the batch
             layouts += [value.transpose(1, 2), value.permute(0, 3, 4, 2, 1)]
         if value.ndim == 4:  # ours is [T, C, h, w], the released temporal blocks give [B, C, T, h, w]
             layouts.append(value.transpose(0, 1))
-        same = [v.reshape(expected.shape) for v in layouts if v.numel() == expected.numel()]
-        if same:
-            assert min((v - expected).abs().max() for v in same) <= 2e-5, name
-            compared += 1
-    assert compared == len(wanted), f"only {compared} of {len(wanted)} intermediates could be compared"
+        error = min((v.reshape(expected.shape) - expected).abs().max() for v in layouts)
+        # The released float32 run itself lies 4.4e-5 from float64 where activations reach 30: a relative part is due.
+        assert error <= 2e-5 + 2e-6 * expected.abs().max(), name
 
 
 def _module_names(unet: AnimateXUNet) -> dict[str, str]:
