@@ -1,0 +1,234 @@
+"""The parts of a model, loaded strictly from released files or from their conversion, and written back.
+
+Every loader compares names and shapes first and refuses with a report; nothing is filled in silently.  A folder may
+hold `animx.json` with the sizes of a model that is not the released one (tests, small trainings).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from animx.errors import WeightsError
+from animx.model.checkpoint import compare, released_names, to_ours
+from animx.model.config import UNetConfig
+from animx.model.image_encoder import build_text, build_vision, empty_prompt, text_state, vision_state
+from animx.model.unet import AnimateXUNet
+from animx.model.vae import build_vae, vae_state
+from animx.weights import is_converted, read_state, released_file
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPVisionModelWithProjection
+
+SIZES = "animx.json"
+PROMPT = "empty_prompt.safetensors"
+VAE_PREFIX = "first_stage_model."
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of all parts; the defaults are the release."""
+
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    vae: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `build_vae`."""
+    vision: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `build_vision`."""
+    text: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `build_text`."""
+
+
+@dataclass
+class Components:
+    """All parts of a model, in evaluation mode."""
+
+    unet: AnimateXUNet
+    vae: AutoencoderKL
+    image_encoder: CLIPVisionModelWithProjection
+    prompt: Tensor  # [1, 77, D], the empty prompt's states
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Components:
+        """All parts on one device; the networks in `dtype`."""
+        for part in (self.unet, self.vae, self.image_encoder):
+            part.to(device=device, dtype=dtype)
+        return self
+
+
+def read_sizes(folder: Path) -> Sizes:
+    """The sizes in `animx.json`, or the released ones where it is absent."""
+    path = folder / SIZES
+    if not path.exists():
+        return Sizes()
+    try:
+        content = json.loads(path.read_text())
+        unet = {k: tuple(v) if isinstance(v, list) else v for k, v in content.get("unet", {}).items()}
+        parts = {k: dict(content.get(k, {})) for k in ("vae", "vision", "text")}
+        if "multipliers" in parts["vae"]:
+            parts["vae"]["multipliers"] = tuple(parts["vae"]["multipliers"])
+        return Sizes(UNetConfig(**unet), **parts)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path}: not a table of model sizes ({error})") from error
+
+
+def write_sizes(folder: Path, sizes: Sizes) -> None:
+    """Write `animx.json`."""
+    content = {
+        "unet": asdict(sizes.unet),
+        "vae": dict(sizes.vae),
+        "vision": dict(sizes.vision),
+        "text": dict(sizes.text),
+    }
+    (folder / SIZES).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def load_components(folder: Path, changes: Mapping[str, Any] | None = None) -> Components:
+    """All parts from a model folder, float32 on the CPU.  `changes` are `UNetConfig` fields (conditions, alpha).
+
+    Errors: `WeightsError` naming the file and what is missing, unexpected or of another shape.
+    """
+    return _load_converted(folder, changes or {}) if is_converted(folder) else _load_released(folder, changes or {})
+
+
+def _load_released(folder: Path, changes: Mapping[str, Any]) -> Components:
+    sizes = read_sizes(folder)
+    paths = {part: released_file(folder, part) for part in ("unet", "vae", "clip")}
+    unet = load_unet(paths["unet"], _changed(sizes.unet, changes))
+    state = read_state(paths["vae"])
+    inner = {k.removeprefix(VAE_PREFIX): v for k, v in state.items() if k.startswith(VAE_PREFIX)}
+    with torch.device("meta"):
+        vae = build_vae(**sizes.vae)
+        vision = build_vision(**sizes.vision)
+        text = build_text(**sizes.text)
+    _assign(vae, vae_state(vae, inner or state), paths["vae"])
+    clip = read_state(paths["clip"])
+    _assign(vision, vision_state(vision, clip), paths["clip"])
+    _assign(text, text_state(text, clip), paths["clip"])
+    with torch.no_grad():
+        prompt = empty_prompt(text.eval())
+    return _ready(Components(unet, vae, vision, prompt))
+
+
+def load_unet(path: Path, config: UNetConfig) -> AnimateXUNet:
+    """The network from a released checkpoint, strictly; built without memory first, then given the file's tensors.
+
+    The position table is the one entry that may have another length (longer training clips): it is recomputed.
+    """
+    state = read_state(path)
+    with torch.device("meta"):
+        unet = AnimateXUNet.build(config)
+    table = "pose_embedding_before.pos_embed.pos_table"
+    if table in state and config.motion != "none":
+        own = unet.keypoint_encoder.positions
+        if state[table].shape[2:] == own.shape[2:] and state[table].shape != own.shape:
+            unet = _with_slots(config, int(state[table].shape[1]))
+    report = compare(unet, state)
+    if not report.is_exact:
+        raise WeightsError(
+            f"{path}: not the weights of this network: {_say(report.missing, report.unexpected, report.shapes)}"
+        )
+    _assign(unet, to_ours(unet, state), path)
+    return unet
+
+
+def _with_slots(config: UNetConfig, slots: int) -> AnimateXUNet:
+    with torch.device("meta"):
+        return AnimateXUNet.build(replace(config, slots=slots))
+
+
+def _changed(config: UNetConfig, changes: Mapping[str, Any]) -> UNetConfig:
+    return replace(config, **changes)
+
+
+def _assign(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Give a meta-device model its tensors (no copy), strictly; buffers it computes itself are made anew."""
+    own = model.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith("position_ids")]
+    shapes = [f"{k}: file {list(state[k].shape)}, model {list(v.shape)}" for k, v in own.items()
+              if k in state and state[k].shape != v.shape]  # fmt: skip
+    if missing or shapes:
+        raise WeightsError(f"{path}: not the weights of this network: {_say(missing, (), shapes)}")
+    wrong = [k for k in own if k in state and not state[k].is_floating_point() and own[k].is_floating_point()]
+    if wrong:
+        raise WeightsError(f"{path}: {wrong[0]} holds {state[wrong[0]].dtype}, expected floating point")
+    model.load_state_dict({k: v.float() for k, v in state.items() if k in own}, strict=False, assign=True)
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.device.type == "meta":
+                fresh = torch.arange(buffer.shape[-1]).expand(buffer.shape) if name == "position_ids" else None
+                value = torch.zeros(buffer.shape, dtype=buffer.dtype) if fresh is None else fresh.clone()
+                module.register_buffer(name, value, persistent=False)
+
+
+def _say(missing: Any, unexpected: Any, shapes: Any) -> str:
+    parts = [
+        f"{len(names)} {what} (such as {names[0]})"
+        for what, names in (
+            ("missing", list(missing)),
+            ("unexpected", list(unexpected)),
+            ("of another shape", list(shapes)),
+        )
+        if names
+    ]
+    return ", ".join(parts)
+
+
+def _ready(components: Components) -> Components:
+    for part in (components.unet, components.vae, components.image_encoder):
+        part.eval().requires_grad_(False)
+    text = components.unet.text
+    if components.prompt.shape[-1] != text.shape[-1]:
+        raise WeightsError(
+            f"the text states are {components.prompt.shape[-1]} wide, but the network wants {text.shape[-1]}"
+        )
+    components.unet.register_buffer("text", components.prompt.clone(), persistent=False)
+    return components
+
+
+def save_components(components: Components, folder: Path, version: str) -> None:
+    """Write the converted form into an existing, empty folder: three library folders, the prompt, the index."""
+    from safetensors.torch import save_file
+
+    components.unet.save_pretrained(folder / "unet")
+    components.vae.save_pretrained(folder / "vae")
+    components.image_encoder.save_pretrained(folder / "image_encoder")
+    save_file({"prompt": components.prompt.contiguous()}, folder / PROMPT)
+    index = {
+        "_class_name": "AnimateXPipeline",
+        "_animx_version": version,
+        "unet": ["animx.model.unet", "AnimateXUNet"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _load_converted(folder: Path, changes: Mapping[str, Any]) -> Components:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPVisionModelWithProjection
+
+    try:
+        unet = AnimateXUNet.from_pretrained(folder / "unet", local_files_only=True)
+        if changes:
+            own = _changed(unet.shape, changes)
+            changed = AnimateXUNet.build(own, unet.config["text_length"])
+            report = compare(changed, {released_names(unet)[k]: v for k, v in unet.state_dict().items()})
+            if not report.is_exact:
+                raise WeightsError(f"{folder}: {_say(report.missing, report.unexpected, report.shapes)}")
+            changed.load_state_dict(unet.state_dict())
+            unet = changed
+        vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
+        vision = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", local_files_only=True)
+        prompt = read_state(folder / PROMPT)["prompt"]
+    except WeightsError:
+        raise
+    except Exception as error:  # the libraries raise many kinds for a damaged folder; each means the same to a user
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{folder}: cannot be loaded ({first})") from error
+    return _ready(Components(unet, vae, vision, prompt))
