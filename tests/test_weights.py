@@ -17,7 +17,13 @@ pytest.importorskip("transformers", reason="needs the 'model' extra")
 from animx.diffusion.components import load_components, save_components  # noqa: E402
 from animx.diffusion.tiny import write_tiny_release  # noqa: E402
 from animx.errors import WeightsError  # noqa: E402
-from animx.weights import check_hashes, find_model, model_hash, read_state, write_hashes  # noqa: E402
+from animx.weights import check_hashes, find_model, model_hash, write_hashes  # noqa: E402
+from animx.weights import read_state as read_mapped  # noqa: E402
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The tensors of a file, copied: rewriting a file that is still memory-mapped would pull the ground away."""
+    return {k: v.clone() for k, v in read_mapped(path).items()}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -33,7 +35,7 @@ def test_segments_cover_every_frame_and_know_their_overlap() -> None:
             assert segments[0].first == 0
             assert segments[0].known == 0
             assert segments[-1].last == frames
-            for before, after in zip(segments, segments[1:], strict=False):
+            for before, after in itertools.pairwise(segments):
                 assert after.first == before.last - overlap
                 assert after.known == overlap
                 assert after.last > before.last
