@@ -152,7 +152,7 @@ def _statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _recolour(latents: Tensor, segment: Segment, anchor: tuple[Tensor, Tensor], drift: Drift | None) -> Tensor:
-    """Shift the new frames so that their channel means meet the first segment's; the shift fades in after the overlap."""
+    """Shift the new frames so that their channel means meet the first segment's; it fades in after the overlap."""
     fresh = latents[:, :, segment.known :]
     off = anchor[0] - fresh.mean(dim=(2, 3, 4), keepdim=True)
     count = fresh.shape[2]
