@@ -56,6 +56,14 @@ class Plugin:
     origin: str
     """`animx` for a built-in, else the distribution and version that brings it."""
 
+    def problem(self) -> str | None:
+        """Why it cannot be loaded, as one line, or None when it can (then it has been imported)."""
+        try:
+            self.load()
+        except Exception as error:  # a built-in may lack an optional dependency
+            return " ".join(str(error).split()) or type(error).__name__
+        return None
+
     def load(self) -> Any:
         """Import and return the object.  A third-party failure is a `UsageError` that names the plugin."""
         module, _, attribute = self.target.partition(":")
@@ -105,6 +113,12 @@ def find(group: str) -> dict[str, Plugin]:
             continue
         found[plugin.name] = plugin
     return found
+
+
+def shadowed(group: str) -> list[Plugin]:
+    """Third-party plugins that are ignored because their name is taken."""
+    taken = find(group)
+    return [plugin for plugin in _third_party(group) if taken[plugin.name] != plugin]
 
 
 def names(group: str) -> list[str]:

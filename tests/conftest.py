@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
+
+from animx.canvas import Canvas
+from animx.pose.sequence import PoseSequence
+from animx_trainer import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,4 +28,41 @@ def shared() -> Path:
     path = ROOT.parent / "shared"
     if not (path / "data" / "DATA.md").exists():
         pytest.skip("needs ../shared (test data that is not part of the repository)")
+    return path
+
+
+TINY = Canvas(128, 192)
+TINY_FPS = Fraction(12)
+TINY_FRAMES = 12
+
+
+@pytest.fixture(scope="session")
+def tiny_poses() -> PoseSequence:
+    """12 true poses of a dancing human on 128x192 px at 12 fps: body and feet, score 1, with depth."""
+    return synthetic.true_poses(synthetic.character("human"), synthetic.dance("wave"), TINY, TINY_FRAMES, fps=TINY_FPS)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An mp4 of the same dance as `tiny_poses`, without sound.  Do not write into its folder."""
+    path = tmp_path_factory.mktemp("tiny") / "dance.mp4"
+    who, moving = synthetic.character("human"), synthetic.dance("wave")
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=TINY_FPS, options={"crf": "12", "preset": "veryfast", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = TINY.width, TINY.height, "yuv420p"
+        for rgb, _ in synthetic.draw_clip(who, moving, TINY, TINY_FRAMES, fps=TINY_FPS):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        out.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_character(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PNG of a bear on a plain ground, 128x192 px.  Do not write into its folder."""
+    import cv2
+
+    path = tmp_path_factory.mktemp("tiny") / "bear.png"
+    who = synthetic.character("bear")
+    rgb, _, _ = synthetic.draw_character(who, synthetic.rest_pose(who, TINY), TINY, background="plain")
+    assert cv2.imwrite(str(path), np.ascontiguousarray(rgb[..., ::-1]))
     return path

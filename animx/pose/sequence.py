@@ -76,8 +76,9 @@ class PoseSequence:
             if depth.shape != scores.shape:
                 raise InputError(f"depth: shape {list(depth.shape)}, expected {list(scores.shape)}")
             object.__setattr__(self, "depth", _frozen(depth))
-        if (scores == 0).any():
-            keypoints = np.where(scores[..., None] == 0, np.float32(0), keypoints)
+        missing = scores == 0
+        if keypoints[missing].any():
+            keypoints = np.where(missing[..., None], np.float32(0), keypoints)
         object.__setattr__(self, "keypoints", _frozen(keypoints))
         object.__setattr__(self, "scores", _frozen(scores))
         object.__setattr__(self, "times", _frozen(times))
@@ -150,7 +151,8 @@ def _array(name: str, value: object, dtype: type, ndim: int) -> NDArray[Any]:
         array = np.asarray(value)
         if array.dtype.kind not in "fiu":
             raise TypeError
-        array = array.astype(dtype)
+        # A read-only array of the right type is shared, not copied: readers and `replace` need no second copy.
+        array = array.astype(dtype, copy=array.flags.writeable)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: not an array of numbers") from error
     if array.ndim != ndim:

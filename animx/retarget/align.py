@@ -1,0 +1,275 @@
+"""Alignment: give the driving poses the bone lengths, place and height of a reference, keeping their motion.
+
+`robust` (default): lengths are medians over all frames where both joints of a bone are visible, every bone keeps its
+angle and its foreshortening, the person's path is scaled to the character's height, feet keep their contact with the
+ground.  Idempotent; equal for a driver that is moved or scaled as a whole; a missing bone never yields inf or NaN.
+`released`: what the released tool does, see `animx.retarget.released`.  `none`: only fits to the reference's canvas.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from animx.canvas import Canvas, Fit, place
+from animx.errors import NoFigureError, UsageError, nearest
+from animx.pose.sequence import PoseSequence
+from animx.pose.skeleton import (
+    FACE,
+    JOINTS,
+    L_ANKLE,
+    L_WRIST,
+    LEFT_HAND,
+    MID_HIP,
+    NECK,
+    NOSE,
+    PARENT,
+    R_ANKLE,
+    R_WRIST,
+    RIGHT_HAND,
+)
+from animx.retarget.groups import UNIT_INDEX, UNIT_OF, UNITS
+from animx.retarget.history import cumulative_factors, factor_table
+from animx.retarget.ops import person_points
+from animx.retarget.tree import (
+    CHUNK,
+    HIP_BOTH,
+    HIP_UNKNOWN,
+    Array,
+    Bools,
+    lowest,
+    mid_hip,
+    over_gaps,
+    scale,
+)
+
+log = logging.getLogger(__name__)
+
+Mode = Literal["robust", "released", "none"]
+MODES: tuple[Mode, ...] = ("robust", "released", "none")
+
+SMALLEST_BONE = 0.025
+"""A body bone shorter than this part of the upright figure is foreshortened to nothing: it cannot be measured."""
+LARGEST_RATIO = 6.0
+"""Faces, hands and feet whose size says more than this times the figure's own ratio (or less than its inverse) are
+misdetections and take the figure's ratio."""
+FLOOR_QUANTILE = 0.9
+"""The floor is where this part of the frames has its lowest ankle above; jumps do not lift it."""
+
+_BONES = 14
+"""The first units are single bones of the body; the rest (face, hands, feet) are measured by many bones each."""
+
+_CHILD = np.array(
+    [*(unit.joints[0] for unit in UNITS[:_BONES]), *range(14, 24), *FACE, *LEFT_HAND[1:], *RIGHT_HAND[1:]], np.intp
+)
+_PARENT = np.array([PARENT[j] for j in _CHILD], np.intp)
+_UNIT = UNIT_OF[_CHILD]
+_UPRIGHT = np.zeros(_BONES)  # the bones that make up a standing figure's height
+for _name, _weight in (("torso", 1), ("neck", 1)):
+    _UPRIGHT[UNIT_INDEX[_name]] = _weight
+for _name in ("right_thigh", "left_thigh", "right_shin", "left_shin"):
+    _UPRIGHT[UNIT_INDEX[_name]] = 0.5
+
+_ANKLES = [R_ANKLE, L_ANKLE]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What alignment has to know of one person: bone lengths and where the person stands.  float64, px."""
+
+    lengths: Array
+    """[M] median length of each measured bone; 0 where never seen."""
+    places: dict[str, Array]
+    """Median place (x, y) of `mid_hip`, `neck`, `nose`, where ever seen."""
+    floor: float | None
+    """y of the floor under the ankles; None when no ankle is ever seen."""
+
+
+def _median(values: Array, seen: Bools) -> Array:
+    """Medians over axis 0 of the seen values; 0 where none is."""
+    ordered = np.sort(np.where(seen, values, np.inf), axis=0)
+    count = seen.sum(axis=0)
+    columns = np.arange(values.shape[1])
+    middle = (
+        ordered[np.maximum(count - 1, 0) // 2, columns] + ordered[np.minimum(count // 2, len(values) - 1), columns]
+    ) / 2
+    return np.where(count > 0, middle, 0.0)
+
+
+def measure(points: NDArray[np.floating[Any]], visible: Bools, factors: Array) -> Measure:
+    """Measure one person: points [T, K, D >= 2] px, visible [T, K]; `factors` [U] are the cumulative ones."""
+    mid, state = mid_hip(points[:, :18, :2].astype(np.float64), visible, factors)
+    # a hip bone can only be measured where both hips are seen, else its own length went into the guess
+    root_seen = state == HIP_BOTH
+    lengths = np.zeros(len(_CHILD))
+    block = len(_CHILD) if len(points) <= CHUNK else 16
+    for start in range(0, len(_CHILD), block):
+        part = slice(start, start + block)
+        child, parent = _CHILD[part], _PARENT[part]
+        inner = np.where(parent == MID_HIP, 0, parent)
+        origin = points[:, inner, :2].astype(np.float64)
+        seen = visible[:, child] & visible[:, inner]
+        for hand, wrist in ((LEFT_HAND, L_WRIST), (RIGHT_HAND, R_WRIST)):
+            # without a root the whole hand hangs on the elbow, and is not scaled by its own ratio alone
+            seen &= ~np.isin(child, hand) | (visible[:, wrist] | visible[:, hand[0]])[:, None]
+        for column in np.flatnonzero(parent == MID_HIP):
+            origin[:, column] = mid
+            usable = root_seen if root_seen.any() or child[column] != NECK else state != HIP_UNKNOWN
+            seen[:, column] = visible[:, child[column]] & usable
+        step = points[:, child, :2] - origin
+        lengths[part] = _median(np.sqrt(step[..., 0] ** 2 + step[..., 1] ** 2), seen)
+    places = {}
+    known = state != HIP_UNKNOWN
+    if known.any():
+        places["mid_hip"] = np.median(mid[known], axis=0)
+    for name, joint in (("neck", NECK), ("nose", NOSE)):
+        if visible[:, joint].any():
+            places[name] = np.median(points[visible[:, joint], joint, :2].astype(np.float64), axis=0)
+    return Measure(lengths, places, _floor(*lowest(points[:, _ANKLES, 1], visible[:, _ANKLES])))
+
+
+def _floor(low: Array, seen: Bools) -> float | None:
+    return float(np.quantile(low[seen], FLOOR_QUANTILE)) if seen.any() else None
+
+
+def ratios(driver: Measure, reference: Measure, factors: Array, fallback: float) -> tuple[Array, float]:
+    """How many times as long each unit's bones [U], and the person as a whole, must become.
+
+    `factors` [U] are the driver's cumulative ones: the target is the reference's length times the factor.  A bone that
+    one of the two lacks takes the ratio of the whole; `fallback` is that ratio when they share no bone at all.
+    """
+    natural = driver.lengths / factors[_UNIT]
+    shared = (natural > 0) & (reference.lengths > 0)
+    body = shared[:_BONES]
+    upright = _UPRIGHT * body if (_UPRIGHT * body).any() else body.astype(np.float64)
+    # against the very bones that make the ratio of the whole: so a bone that is too short once is too short for ever
+    own, target = natural[:_BONES], reference.lengths[:_BONES]
+    body = body & (own > SMALLEST_BONE * (own @ upright)) & (target > SMALLEST_BONE * (target @ upright))
+
+    def ratio(weights: Array) -> float:
+        return float((reference.lengths @ weights) / (natural @ weights)) if weights.any() else 0.0
+
+    weights = np.zeros(len(natural))
+    weights[:_BONES] = upright * body if (upright * body).any() else body
+    whole = ratio(weights) or ratio((shared & (_UNIT >= _BONES)).astype(np.float64)) or fallback
+
+    result = np.full(len(UNITS), whole)
+    result[:_BONES][body] = target[body] / own[body]
+    extents = {UNITS[u].name: ratio((shared & (u == _UNIT)).astype(np.float64)) for u in range(_BONES, len(UNITS))}
+    for name, own in extents.items():
+        # a hand that is seen in one picture only is as large as the other hand
+        other = name.replace("left", "right") if name.startswith("left") else name.replace("right", "left")
+        size = own or extents[other]
+        if whole / LARGEST_RATIO <= size <= whole * LARGEST_RATIO:
+            result[UNIT_INDEX[name]] = size
+    return result, whole
+
+
+def align_points(
+    points: NDArray[np.floating[Any]],
+    visible: Bools,
+    times: Array,
+    reference: Measure,
+    factors: Array,
+    fallback: float,
+    out: NDArray[np.floating[Any]],
+) -> tuple[Array, float]:
+    """The core of `robust` for one person: points [T, K, D] -> `out` of the same shape, computed in float64.
+
+    Returns the ratios used ([U], whole).  Coordinates of joints that are not visible are not meaningful in `out`.
+    """
+    driver = measure(points, visible, factors)
+    stretch, whole = ratios(driver, reference, factors, fallback)
+    mid, state = mid_hip(points[:, :18].astype(np.float64), visible, factors)
+    known = state != HIP_UNKNOWN
+
+    def moved(rows: slice, joints: int) -> Array:
+        part = points[rows, :joints].astype(np.float64)
+        return part + scale(part, visible[rows, :joints], mid[rows], known[rows], stretch, whole)
+
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(points), CHUNK)]
+    single = len(chunks) == 1
+    placed = moved(chunks[0], points.shape[1]) if single else np.concatenate([moved(rows, 18) for rows in chunks])
+
+    # feet first: whatever the legs' own ratio, the lower ankle goes the driver's way up and down, times the whole ratio
+    low, seen = lowest(points[:, _ANKLES, 1].astype(np.float64), visible[:, _ANKLES])
+    now, _ = lowest(placed[:, _ANKLES, 1], visible[:, _ANKLES])
+    shift = np.zeros((len(points), 2))
+    shift[:, 1] = over_gaps(whole * low - now, seen, times)
+    # then the clip as a whole: onto the reference's place
+    name = next((name for name in reference.places if name in driver.places), None)
+    if name is not None:
+        tracks = {"mid_hip": (whole * mid[:, :2], known)}
+        for joint_name, joint in (("neck", NECK), ("nose", NOSE)):
+            tracks[joint_name] = (placed[:, joint, :2], visible[:, joint])
+        track, usable = tracks[name]
+        shift += reference.places[name] - np.median((track + shift)[usable], axis=0)
+    floor = _floor(now + shift[:, 1], seen)
+    if floor is not None and reference.floor is not None:
+        shift[:, 1] += reference.floor - floor
+    if single:
+        placed[..., :2] += shift[:, None]
+        out[...] = placed
+    else:
+        for rows in chunks:
+            part = moved(rows, points.shape[1])
+            part[..., :2] += shift[rows, None]
+            out[rows] = part
+    return stretch, whole
+
+
+def align(poses: PoseSequence, reference: PoseSequence, mode: Mode = "robust") -> PoseSequence:
+    """Give `poses` the bone lengths, place and height of `reference`, keeping their motion, on `reference.canvas` [px].
+
+    Every person of `poses` is aligned to the first person of `reference` (one frame, or a clip: medians).  Lengths that
+    were rescaled before (see `history`) keep their factor.  Joints with score 0 stay 0 and take no part.  `robust` is
+    idempotent; modes: see the module.  A reference without any joint is a `NoFigureError`.
+    """
+    if mode not in MODES:
+        raise UsageError(f"--align {mode}: use robust, released or none.{nearest(str(mode), MODES)}")
+    if mode == "none":
+        return fit(poses, reference.canvas)
+    if not (reference.scores[:, 0] > 0).any():
+        raise NoFigureError("the reference pose has no visible joint. Use --ref-pose FILE, or --align none")
+    if mode == "released":
+        from animx.retarget.released import align_released
+
+        return align_released(poses, reference)
+    factors = cumulative_factors(poses.history)
+    target = measure(reference.keypoints[:, 0], reference.scores[:, 0] > 0, np.ones(len(UNITS)))
+    fallback = min(
+        reference.canvas.width / poses.canvas.width,
+        reference.canvas.height / poses.canvas.height,
+    )
+    keypoints = np.empty_like(poses.keypoints)
+    depth = None if poses.depth is None else np.empty_like(poses.depth)
+    scales = []
+    for p in range(poses.persons):
+        points = person_points(poses, p)
+        moved = np.zeros_like(points)
+        visible = poses.scores[:, p] > 0
+        if visible.any():
+            scales.append(align_points(points, visible, poses.times, target, factors, fallback, moved)[1])
+        keypoints[:, p] = moved[..., :2]
+        if depth is not None:
+            depth[:, p] = moved[..., 2]
+    step: dict[str, Any] = {"op": "align", "mode": "robust", "scale": [round(value, 6) for value in scales]}
+    if kept := factor_table(factors):
+        step["kept"] = kept
+    log.debug("aligned: ratio of the whole figure %s", scales)
+    return replace(poses, keypoints=keypoints, depth=depth, canvas=reference.canvas, history=(*poses.history, step))
+
+
+def fit(poses: PoseSequence, canvas: Canvas, how: Fit = "cover") -> PoseSequence:
+    """The poses on another canvas by a plain map, as frames are fitted (`cover`, `contain`, `stretch`)."""
+    if poses.canvas == canvas:
+        return poses
+    step = {"op": "fit", "fit": how, "canvas": [canvas.width, canvas.height]}
+    return replace(poses.on(canvas, place(poses.canvas, canvas, how)), history=(*poses.history, step))
+
+
+assert len(_CHILD) + 2 == JOINTS  # every joint but the two hand roots, which lie on the wrists
