@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from animx.canvas import Canvas
 from animx.errors import InputError, UsageError, nearest
 from animx.video_audio import AudioSource
+from animx.video_damage import Damage
 from animx.video_frames import PATTERN, FolderSource, WebpSource, frames_of, read_webp_alpha
-from animx.video_read import Damage, FileSource, VideoInfo, read_alpha
+from animx.video_read import FileSource, VideoInfo, read_alpha
 from animx.video_write import VideoWriter, check_output, has_alpha_container, open_writer
 
 __all__ = [
@@ -81,7 +82,7 @@ class FrameStream:
         _check_range(self.start, end, info)
         self.duration = stop - self.start
         """Length of the range [s]."""
-        self.frames: int = max(1, _round(self.duration * self.fps))
+        self.frames: int = max(1, round(round(self.duration * float(self.fps), 6)))
         """How many frames the stream yields."""
         if self.frames > MAX_FRAMES:
             raise UsageError(
@@ -131,7 +132,7 @@ class FrameStream:
         after = good + 1 / float(self.info.fps)
         if number < len(times) and self.info.variable:
             after = float(times[number])
-        end = max(math.floor(after * 1000) / 1000, math.ceil(good * 1000 + 1) / 1000)
+        end = max(math.floor(after * 1000 + 1e-6) / 1000, math.ceil(good * 1000 + 1) / 1000)
         return InputError(
             f"{self.info.path} is damaged or cut short ({damage}): the last good frame is at {good:.3f} s. "
             f"Use --end {end:.3f} to stop there, or download or convert the clip again"
@@ -220,8 +221,3 @@ def _nearest(times: NDArray[np.float64], moments: NDArray[np.float64], stop: flo
         step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
         picks = np.where(moments > times[-1] + step / 2 + 1e-9, len(times), picks)
     return np.asarray(picks, np.int64)
-
-
-def _round(value: Fraction | float) -> int:
-    """To the nearest whole number, halves up, after the rounding of a millisecond clock is taken off."""
-    return math.floor(value + 0.5 + 1e-6)

@@ -21,8 +21,9 @@ from animx.container import is_cut_short
 from animx.errors import InputError
 from animx.image import IMAGE_SUFFIXES, check_size, read_picture, resize
 from animx.video_colour import on_white
+from animx.video_damage import Damage
 from animx.video_index import timing
-from animx.video_read import Damage, VideoInfo
+from animx.video_read import VideoInfo
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,8 @@ def _webp(path: Path) -> Image.Image:
             warnings.simplefilter("ignore")
             return Image.open(path, formats=["WEBP"])
     except Exception as error:
-        raise InputError(f"{path} is damaged or no WebP. Download or convert it again") from error
+        why = "is cut short and cannot be read" if is_cut_short(path) else "is damaged or no WebP"
+        raise InputError(f"{path} {why}. Download or convert it again") from error
 
 
 def _webp_steps(path: Path) -> list[float]:

@@ -2,11 +2,7 @@
 
 In: a path.  Out: `VideoInfo`, the time of every frame, and RGB [H, W, 3] of the frames asked for, upright, with square
 pixels, converted with the matrix and range the file states.
-
-Damage.  Zeroed or flipped bytes in H.264 usually decode without an exception, so four signs count: an error of the
-decoder, a frame or packet marked corrupt, a run of zeros that the coding forbids inside a NAL unit or unit lengths that
-do not add up, and a file shorter than its own boxes say.  A frame is handed on only when every packet decoded before it
-came out clean, so frames that lean on a damaged one are not handed on either.
+Damage is found by `video_damage.Gate` and placed in time.
 """
 
 from __future__ import annotations
@@ -15,7 +11,6 @@ import contextlib
 import logging
 import math
 import struct
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,18 +22,16 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from animx.canvas import Canvas
 from animx.errors import InputError
 from animx.video_colour import to_rgb, turned
+from animx.video_damage import Damage, Gate, unit_length_size, units_are_sound
 from animx.video_index import opened, plain, scan, square, timing
 
 log = logging.getLogger(__name__)
 
-_HELD = 48
-"""Most decoded frames that wait for their references to come out clean; deeper than any real reordering."""
 _HDR = {16: "PQ", 18: "HLG"}
 
 
@@ -63,14 +56,6 @@ class VideoInfo:
     bit_depth: int
     rotation: int
     """Clockwise turn that the file asks for and that is applied: 0, 90, 180 or 270."""
-
-
-class Damage(Exception):
-    """Raised by a source when frame `index` (and perhaps later ones) cannot be trusted."""
-
-    def __init__(self, index: int, reason: str) -> None:
-        super().__init__(reason)
-        self.index = index
 
 
 class FileSource:
@@ -164,74 +149,50 @@ class FileSource:
 
     def _decode(self, seek: int | None) -> Iterator[tuple[int, VideoFrame]]:
         """Frames in order of presentation, each once all it may lean on is known to be clean."""
-        pts_of = self._index.pts
+        gate = Gate()
         with opened(self.path) as (container, stream):
-            lengths = _unit_length_size(stream)
+            lengths = unit_length_size(stream)
             if seek is not None:
                 try:
                     container.seek(seek, stream=stream, backward=True)
                 except av.FFmpegError as error:
                     raise Damage(0, str(error)) from error
-            fed: dict[int, int] = {}  # pts -> dts of packets whose frame has not come out
-            held: deque[tuple[int, int, VideoFrame]] = deque()  # (number, dts, frame)
-            done, count = -1, 0
-            reason, bad = "", None  # decoding order of the first bad packet
-
-            def out(frames: list[VideoFrame]) -> None:
-                nonlocal count, bad, reason
-                for frame in frames:
-                    pts = count if self._index.by_order else frame.pts
-                    count += 1
-                    if pts is None:
-                        continue
-                    dts = fed.pop(pts, pts)
-                    for late in [p for p in fed if p < pts]:
-                        del fed[late]
-                    number = int(np.searchsorted(pts_of, pts))
-                    if number >= len(pts_of):
-                        continue
-                    if frame.is_corrupt and (bad is None or dts < bad):
-                        bad, reason = dts, "damaged picture data"
-                    held.append((number, dts, frame))
-
-            started, order = False, 0
+            started = False
             packets = container.demux(stream)
-            while bad is None:
+            while gate.bad is None:
                 try:
                     packet = next(packets)
                 except StopIteration:
                     break
                 except av.FFmpegError as error:
-                    bad, reason = min(fed.values(), default=_after(held)), plain(error)
+                    gate.distrust(gate.order + 1, plain(error))
                     break
                 started = started or packet.is_keyframe
-                if not started and packet.size:
+                if not packet.size or not started:
                     continue
-                dts = packet.dts if packet.dts is not None else packet.pts
-                if self._index.by_order or dts is None:
-                    dts = order
-                order += 1
-                if packet.size and not packet.is_discard:
-                    pts = order - 1 if self._index.by_order or packet.pts is None else packet.pts
-                    fed[pts] = dts
-                if packet.size and (packet.is_corrupt or (lengths and not _units_are_sound(bytes(packet), lengths))):
-                    bad, reason = dts, "damaged or missing data"
+                gate.feed(None if self._index.by_order else packet.pts, packet.is_discard)
+                if packet.is_corrupt or (lengths and not units_are_sound(bytes(packet), lengths)):
+                    gate.distrust(gate.order, "damaged or missing data")
                     break
                 try:
-                    out(packet.decode())
+                    self._take(gate, packet.decode())
                 except av.FFmpegError as error:
-                    bad, reason = (dts if packet.size else _after(held)), plain(error)
+                    gate.distrust(gate.order, plain(error))
                     break
-                while held and bad is None and (len(held) > _HELD or min(fed.values(), default=dts + 1) > held[0][1]):
-                    done = held[0][0]
-                    yield held[0][0], held.popleft()[2]
+                yield from gate.vetted()
             with contextlib.suppress(av.FFmpegError):
-                out(stream.codec_context.decode(None))
-            while held and (bad is None or (held[0][1] < bad and (done < 0 or held[0][0] <= done + 1))):
-                done = held[0][0]
-                yield held[0][0], held.popleft()[2]
-            if bad is not None:
-                raise Damage(done + 1 if done >= 0 else held[0][0] if held else 0, reason)
+                self._take(gate, stream.codec_context.decode(None))
+            yield from gate.vetted(last=True)
+            if gate.bad is not None:
+                raise Damage(gate.next_number(), gate.reason)
+
+    def _take(self, gate: Gate, frames: list[VideoFrame]) -> None:
+        for frame in frames:
+            pts = gate.count if self._index.by_order else frame.pts
+            gate.count += 1
+            number = len(self.times) if pts is None else int(np.searchsorted(self._index.pts, pts))
+            if pts is not None and number < len(self.times):
+                gate.take(number, pts, frame)
 
     def _rgb(self, frame: VideoFrame, stored: Canvas, reformatter: VideoReformatter) -> NDArray[np.uint8]:
         return turned(to_rgb(frame, stored, reformatter), self.turn)
@@ -258,37 +219,6 @@ class FileSource:
                         return (1 if a > 0 else -1, 0, 0, 1 if d > 0 else -1)
                     return (0, 1 if b > 0 else -1, 1 if c > 0 else -1, 0)
         raise InputError(f"{self.path} is damaged: no picture in it can be decoded. Download or convert it again")
-
-
-def _unit_length_size(stream: VideoStream) -> int:
-    """Bytes of a NAL unit's length prefix in H.264 and HEVC streams that have one, else 0."""
-    extra = stream.codec_context.extradata or b""
-    if stream.codec_context.name == "h264" and len(extra) > 6 and extra[0] == 1:
-        return (extra[4] & 3) + 1
-    if stream.codec_context.name == "hevc" and len(extra) > 22 and extra[0] == 1:
-        return (extra[21] & 3) + 1
-    return 0
-
-
-def _units_are_sound(packet: bytes, size: int) -> bool:
-    """Do the NAL units fill the packet, and is none holed by zeros (coding allows two in a row inside a unit)?"""
-    at = 0
-    while at < len(packet):
-        length = int.from_bytes(packet[at : at + size], "big")
-        at += size
-        if at + length > len(packet):
-            return False
-        end = at + length
-        while end > at and packet[end - 1] == 0:
-            end -= 1
-        if packet.find(b"\0\0\0\0", at, end) >= 0:
-            return False
-        at += length
-    return True
-
-
-def _after(held: deque[tuple[int, int, VideoFrame]]) -> int:
-    return max((dts for _, dts, _ in held), default=0) + 1
 
 
 def _bit_depth(pixel_format: Any) -> int:

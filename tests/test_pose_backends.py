@@ -284,6 +284,16 @@ def test_mediapipe_depth_grows_towards_the_viewer(clip):
 
 
 @needs_mediapipe
+def test_mediapipe_joints_outside_the_picture_are_kept_as_guesses(clip):
+    cropped = np.ascontiguousarray(clip[0][:400])  # cut at the knees
+    found = MediapipeBackend().detect(cropped)
+    below = found.keypoints[0, :24, 1] > 410
+    assert below[[10, 13]].all()
+    assert (found.scores[0, :24][below] <= 0.25).all()
+    assert (found.scores[0, :24][below] > 0).all()
+
+
+@needs_mediapipe
 def test_the_person_mask_covers_the_person(clip):
     mask = selfie_mask(clip[0])
     assert mask.shape == (576, 384)
@@ -324,8 +334,9 @@ from animx.pose.mediapipe import MediapipeBackend, quiet_stderr, selfie_mask
 frame = draw(dance(1)[0])
 for hands in (False, True):
     backend = MediapipeBackend(hands=hands)
-    backend.detect(frame); backend.detect(frame); backend.detect(frame, still=True)
-    backend.reset(); backend.detect(frame)
+    backend.detect(frame); backend.detect(frame)
+backend = MediapipeBackend()
+backend.detect(frame, still=True); backend.reset(); backend.detect(frame)
 selfie_mask(frame)
 with quiet_stderr():
     os.write(2, b'W0000 00:00:1 chatter\\n')

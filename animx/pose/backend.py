@@ -64,7 +64,7 @@ def _usable(name: str, options: dict[str, Any]) -> bool:
         kind = plugins.load("pose_backends", name)
         known = _option_names(kind)
         complete = {"det", "pose"} <= options.keys() & known  # the weights are given: nothing to look for
-        return options.keys() <= known and (complete or kind.available() is None)
+        return options.keys() - {"hands"} <= known and (complete or kind.available() is None)
     except AnimxError as error:
         log.warning("%s", error)
         return False
@@ -73,6 +73,8 @@ def _usable(name: str, options: dict[str, Any]) -> bool:
 def _make(name: str, options: dict[str, Any], why: str) -> PoseBackend:
     kind = plugins.load("pose_backends", name)
     known = _option_names(kind)
+    if "hands" not in known:  # `extract_poses` leaves hands and face out itself where they are not wanted
+        options = {key: value for key, value in options.items() if key != "hands"}
     for key in options:
         if key not in known:
             raise UsageError(f"pose backend '{name}' has no option '{key}'.{nearest(key, known)}")

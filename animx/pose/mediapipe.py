@@ -45,6 +45,9 @@ FACE_FROM_468 = (
 )  # fmt: skip
 """iBUG 68 face points as vertices of the 468-point mesh."""
 
+OUTSIDE_SCORE = 0.25
+"""Highest score of a joint outside the picture: it is guessed, so it stays, but counts as not seen (under 0.3)."""
+
 _MODULES = ("pose", "holistic", "face_mesh", "hands", "selfie_segmentation")
 _NOISE = re.compile(rb"(INFO: Created TensorFlow|WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:)")
 
@@ -180,7 +183,9 @@ def _detection(found: Any, width: int, height: int) -> Detection:
         whole[list(FACE), 2] += points[0, 2] - vertices[4, 2]  # 4: the tip of the nose
         whole[list(FACE), 3] = 1.0
     keypoints = (whole[:, :2] * (width, height)).astype(np.float32)
-    scores = np.clip(whole[:, 3], 0.0, 1.0).astype(np.float32)
+    beyond = np.maximum(np.maximum(-keypoints, keypoints - (width, height)).max(1), 0)  # px outside the picture
+    scores = np.where(beyond > 0.01 * max(width, height), np.minimum(whole[:, 3], OUTSIDE_SCORE), whole[:, 3])
+    scores = np.clip(scores, 0.0, 1.0).astype(np.float32)
     depth = np.where(scores > 0, -whole[:, 2] * width, 0.0).astype(np.float32)  # its z grows away from the viewer
     return Detection(keypoints[None], scores[None], depth[None])
 

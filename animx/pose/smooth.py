@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from animx.errors import UsageError
 from animx.pose.repair import figure_height, repair
 from animx.pose.sequence import PoseSequence
-from animx.pose.skeleton import BONES, JOINTS, MID_HIP, PARENT
+from animx.pose.skeleton import BODY, BONES, JOINTS, MID_HIP, PARENT
 
 MIN_NOISE = 0.002
 """Noise that a joint is taken to have at least [figure heights]; see `figure_height`."""
+NOISE_RANGE = 3.0
+"""Noise that a joint is taken to have at most, in medians of the body's joints: more is fast, uneven motion."""
 
 
 def smooth(poses: PoseSequence, seconds: float = 0.28, order: int = 2, *, breaks: Sequence[int] = ()) -> PoseSequence:
@@ -40,7 +42,7 @@ def smooth(poses: PoseSequence, seconds: float = 0.28, order: int = 2, *, breaks
     depth = None if poses.depth is None else poses.depth.copy()
     if window > order + 1:
         for person in range(poses.persons):
-            noise = MIN_NOISE * figure_height(poses.keypoints[:, person], poses.scores[:, person])
+            noise = _noise_bounds(poses.keypoints[:, person], poses.scores[:, person], breaks)
             for joint in np.nonzero((poses.scores[:, person] > 0).any(0))[0]:
                 for run in runs(poses.scores[:, person, joint] > 0, breaks):
                     one = (run, person, joint)
@@ -66,7 +68,21 @@ def runs(seen: NDArray[np.bool_], breaks: Sequence[int] = ()) -> Iterator[slice]
             yield slice(int(a), int(b))
 
 
-def _steady(track: NDArray[np.float64], window: int, order: int, least_noise: float) -> NDArray[np.float64]:
+def _noise_bounds(
+    keypoints: NDArray[np.float32], scores: NDArray[np.float32], breaks: Sequence[int]
+) -> tuple[float, float]:
+    """Least and most noise [px] that a joint of this person is taken to have, from what its body joints have."""
+    levels = []
+    for joint in BODY:
+        longest = max(runs(scores[:, joint] > 0, breaks), key=lambda run: run.stop - run.start, default=slice(0, 0))
+        level = _noise(keypoints[longest, joint].astype(np.float64))
+        if level > 0:
+            levels.append(level)
+    least = MIN_NOISE * figure_height(keypoints, scores)
+    return least, max(least, NOISE_RANGE * float(np.median(levels))) if levels else np.inf
+
+
+def _steady(track: NDArray[np.float64], window: int, order: int, noise: tuple[float, float]) -> NDArray[np.float64]:
     """Smooth one unbroken run [n, 2]: `order` where the motion allows it, `order + 2` where it is faster."""
     window = min(window, len(track) - 1 + len(track) % 2)  # the largest odd window that fits
     if window <= order + 1:
@@ -76,7 +92,9 @@ def _steady(track: NDArray[np.float64], window: int, order: int, least_noise: fl
     lively = track if window <= order + 3 else filtered(track, window, order + 2)
     # White noise of sd s leaves a residual of s * sqrt(1 - c0) behind; a fourth difference amplifies it by sqrt(70) and
     # motion hardly at all.
-    expected = max(_noise(track), least_noise, 1e-9) * np.sqrt(1 - _weights(window, order)[window // 2, window // 2])
+    expected = max(min(max(_noise(track), noise[0]), noise[1]), 1e-9) * np.sqrt(
+        1 - _weights(window, order)[window // 2, window // 2]
+    )
     residual = np.sqrt(_windowed_mean(((track - calm) ** 2).mean(1), window))
     share = np.clip((residual / expected - 1.4) / 0.6, 0.0, 1.0)
     share = share * share * (3 - 2 * share)

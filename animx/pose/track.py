@@ -22,7 +22,7 @@ GATE = 0.5
 MEMORY = 48
 """A track that was lost for more frames than this is not continued when several persons can be told apart."""
 MIN_TRACK = 3
-"""A track seen in fewer frames is noise, unless the clip itself is shorter than twice as much."""
+"""A track seen in fewer frames is noise, unless the clip itself is shorter than twice as much; it is soon forgotten."""
 
 _TRUNK = list(BODY)
 
@@ -53,11 +53,13 @@ class Track:
     poses: list[NDArray[np.float32]] = field(default_factory=list)  # each [134, 4]: x, y, score, depth
     size_sum: float = 0.0
     """Sum of the figure's size over its frames [px]: how large and how long it was seen."""
+    shot: int = 0
+    """Number of its poses before the last cut: no motion leads across it."""
 
     def expected(self, frame: int) -> NDArray[np.float32]:
         """The last pose carried on by the body's own motion to `frame`, for at most 3 frames."""
         last = self.poses[-1]
-        if len(self.frames) < 2 or self.frames[-1] - self.frames[-2] > 2:
+        if len(self.frames) - self.shot < 2 or self.frames[-1] - self.frames[-2] > 2:
             return last
         before = self.poses[-2]
         both = (last[_TRUNK, 2] >= MIN_JOINT_SCORE) & (before[_TRUNK, 2] >= MIN_JOINT_SCORE)
@@ -85,11 +87,13 @@ class Tracker:
     def cut(self) -> None:
         """The next frame starts a new shot: persons are matched by size instead of place."""
         self._fresh = True
+        for track in self.tracks:
+            track.shot = len(track.frames)
 
     def add(self, frame: int, found: Detection) -> None:
         """Assign the persons of a frame; one with fewer than 5 seen body joints is left out."""
         people = [pose for pose in _poses(found) if (pose[_TRUNK, 2] >= MIN_JOINT_SCORE).sum() >= MIN_SEEN_JOINTS]
-        open_tracks = [one for one in self.tracks if self._alone or frame - one.frames[-1] <= MEMORY]
+        open_tracks = [one for one in self.tracks if self._alone or frame - one.frames[-1] <= _memory(one)]
         pairs = []
         for i, track in enumerate(open_tracks):
             for j, pose in enumerate(people):
@@ -155,6 +159,10 @@ class Tracker:
             known = "one person, track:0" if len(persons) == 1 else f"persons track:0 to track:{len(persons) - 1}"
             raise UsageError(f"--person track:{choice.number}: the clip has {known}")
         return [persons[choice.number]]
+
+
+def _memory(track: Track) -> int:
+    return MEMORY if len(track.frames) >= MIN_TRACK else MIN_TRACK
 
 
 def figure_size(pose: NDArray[np.float32]) -> float:

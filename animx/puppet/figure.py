@@ -264,19 +264,26 @@ def _contradiction(answer: _Answer, fit: Fit, figure: Flags) -> str | None:
     """Why the silhouette disproves the detector: most limbs that stick out hold none of the detector's limbs."""
     if len(fit.limbs) < 2:
         return None
+    reach = disc(max(2, round(0.01 * _diagonal(figure))))
     ignored = []
     for name, region in fit.limbs.items():
-        chain = _CHAINS[name]
-        points = [answer.keypoints[j] for j in chain if answer.scores[j] > 0]
-        if len(points) == 3:  # the hand or foot goes on beyond the last joint
-            points.append(points[2] + 0.25 * (points[2] - points[1]))
-        samples = [a + t * (b - a) for a, b in pairwise(points) for t in np.linspace(0, 1, 9)]
-        reach = cv2.dilate(region.astype(np.uint8), disc(max(2, round(0.01 * _diagonal(figure))))) > 0
-        if not samples or _on(np.array(samples), reach).sum() < 4:
+        kind = name.split()[1]  # an arm of either side will do: the figure may show its back
+        near = cv2.dilate(region.astype(np.uint8), reach) > 0
+        visits = [_on(_limb_samples(answer, chain), near).sum() for part, chain in _CHAINS.items() if kind in part]
+        if max(visits) < 4:
             ignored.append(name)
     if len(ignored) * 2 < len(fit.limbs):
         return None
     return f"it has nothing in the {' and '.join(ignored)} that stick{'s' if len(ignored) == 1 else ''} out"
+
+
+def _limb_samples(answer: _Answer, chain: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Points [n, 2] along a limb of the answer, with the hand or foot beyond its last joint."""
+    points = [answer.keypoints[j] for j in chain if answer.scores[j] > 0]
+    if len(points) == 3:
+        points.append(points[2] + 0.25 * (points[2] - points[1]))
+    samples = [a + t * (b - a) for a, b in pairwise(points) for t in np.linspace(0, 1, 9)]
+    return np.array(samples).reshape(-1, 2)
 
 
 def _sequence(answer: _Answer, shape: tuple[int, ...], backend: PoseBackend | None) -> PoseSequence:

@@ -130,11 +130,11 @@ def _skeletal(body: Anatomy, driver: _Driver) -> Motion:
     trunk = driver.bone(MID_HIP, NECK)
     turn, stretch = np.zeros(frames), np.full(frames, factors["torso"])
     if trunk is not None:
-        full = upper_percentile(np.linalg.norm(trunk, axis=1), 90)
+        length = np.linalg.norm(trunk, axis=1)
+        full = _full_length(length, body.torso_length * factors["torso"])
         angle = directions(trunk, full, driver.times)
         turn = bounded(angle - circular_median(angle), 0.0)
-        low, high = FORESHORTENING["trunk"]
-        stretch = stretch * np.clip(np.linalg.norm(trunk, axis=1) / max(full, 1e-9), low, high)
+        stretch = stretch * np.clip(length / full, *FORESHORTENING["trunk"])
     elif driver.ever[R_SHOULDER] and driver.ever[L_SHOULDER]:
         line = driver.points[:, L_SHOULDER] - driver.points[:, R_SHOULDER]
         full = upper_percentile(np.linalg.norm(line, axis=1), 90)
@@ -187,6 +187,13 @@ def _skeletal(body: Anatomy, driver: _Driver) -> Motion:
         joints, aimed, root, turn, stretch, widths, limbs, _behind(body, driver), _leg_order(body, driver),
         notes=tuple(notes),
     )  # fmt: skip
+
+
+def _full_length(lengths: Series, own: float) -> float:
+    """The length [px] that counts as not foreshortened: the figure's own when the poses are aligned to it (their median
+    is near it), else the 90th percentile over the clip."""
+    aligned = 0.8 < float(np.median(lengths)) / max(own, 1e-9) < 1.25
+    return max(own if aligned else upper_percentile(lengths, 90), 1e-9)
 
 
 def _trunk_point(body: Anatomy, point: NDArray[np.float64], stretch: Series, widths: tuple[float, float]) -> Series:
@@ -254,13 +261,13 @@ def _limb(
             continue
         rest = body.joints[chain[i + 1]] - body.joints[chain[i]]
         length = np.linalg.norm(bone, axis=1)
-        full = upper_percentile(length, 90)
+        factor = driver.factors[f"{side}_{names[i]}"]
+        full = _full_length(length, float(np.linalg.norm(rest)) * factor)
         angle = directions(bone, full, driver.times) - float(np.arctan2(rest[1], rest[0]))
         centre = base if i else trunk_turn + _middle_of_swing(body, chain, rest, kind)
         turns.append(bounded(angle, centre))
         base = turns[0]
-        share = np.clip(length / max(full, 1e-9), low, high)
-        stretches.append(share * driver.factors[f"{side}_{names[i]}"])
+        stretches.append(np.clip(length / full, low, high) * factor)
     tip = driver.factors[f"{side}_{'hand' if kind == 'arm' else 'foot'}"]
     return Limb(np.stack(turns), np.stack(stretches), tip=tip)
 

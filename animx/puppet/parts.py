@@ -174,14 +174,14 @@ def _leg_radius(solid: Flags, body: Anatomy) -> float:
     if not body.legs:
         return 0.0
     depth = cv2.distanceTransform(np.pad(solid, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    lengths = []
+    lengths: list[np.float32] = []
     for side in body.legs:
         line = leg_line(body, side, 0.5)
         for a, b in itertools.pairwise(line):
             for t in (0.25, 0.5, 0.75):
                 x, y = np.clip((a + t * (b - a)).astype(int), 0, np.array(body.size) - 1)
-                lengths.append(float(depth[y, x]))
-    return float(max(np.median(lengths), 0.012 * body.height, 3.0))
+                lengths.append(depth[y, x])
+    return max(float(np.median(np.array(lengths))), 0.012 * body.height, 3.0)
 
 
 def _split_legs(own: Flags, body: Anatomy) -> tuple[float | None, NDArray[np.int8]]:

@@ -240,6 +240,7 @@ def _limbs(
     rest = (figure & ~core).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(_thick(rest, 2), connectivity=8)
     touch = cv2.dilate(core.astype(np.uint8), disc(4)) > 0
+    centre = float(np.argwhere(core)[:, 1].mean()) if core.any() else 0.5 * figure.shape[1]
     limbs = []
     for label in range(1, count):
         if stats[label, cv2.CC_STAT_AREA] < 0.0006 * height * height:
@@ -248,7 +249,7 @@ def _limbs(
         contact = region & touch
         if not contact.any():
             continue
-        line = _middle_line(region, contact)
+        line = _middle_line(region, contact, centre)
         if line is None:
             continue
         length = float(np.linalg.norm(np.diff(line, axis=0), axis=1).sum())
@@ -282,8 +283,11 @@ def _is_cut(
     )
 
 
-def _middle_line(region: Flags, contact: Flags) -> NDArray[np.float64] | None:
-    """Centres of the level sets of the geodesic distance from the contact, towards the farthest pixel."""
+def _middle_line(region: Flags, contact: Flags, centre: float) -> NDArray[np.float64] | None:
+    """Centres of the level sets of the geodesic distance from the contact, towards the farthest pixel.
+
+    Among ends about equally far (toe and heel) the one farther from the figure's middle `centre` [px] is taken.
+    """
     from skimage.graph import MCP_Geometric
 
     rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
@@ -294,7 +298,8 @@ def _middle_line(region: Flags, contact: Flags) -> NDArray[np.float64] | None:
     solver = MCP_Geometric(cost)
     reached, _ = solver.find_costs([tuple(p) for p in np.argwhere(contact)])
     reached = np.where(region & np.isfinite(reached), reached, -1.0)
-    tip = np.unravel_index(int(np.argmax(reached)), reached.shape)
+    ends = np.argwhere(reached >= 0.96 * reached.max())
+    tip = tuple(ends[int(np.argmax(np.abs(ends[:, 1] + x0 - centre)))])
     total = float(reached[tip])
     if total < 4:
         return None
@@ -365,7 +370,8 @@ def _wrist_share(limb: Limb) -> float:
     """Where along an arm the hand begins: the thinnest place before a thicker end, else 0.75."""
     away = cv2.distanceTransform(np.pad(limb.region, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     shares = np.linspace(0.45, 0.95, 26)
-    radii = np.array([away[int(limb.at(s)[1]), int(limb.at(s)[0])] for s in shares])
+    away = cv2.dilate(away, np.ones((3, 3), np.uint8))  # the line may run a pixel beside the middle
+    radii = np.array([away[round(limb.at(s)[1]), round(limb.at(s)[0])] for s in shares])
     thin = int(np.argmin(radii[:19]))
     return float(shares[thin]) if radii[thin:].max() > 1.35 * radii[thin] else 0.75
 

@@ -42,6 +42,7 @@ from animx.retarget.tree import (
     Array,
     Bools,
     lowest,
+    median,
     mid_hip,
     over_gaps,
     scale,
@@ -66,7 +67,11 @@ _BONES = 14
 _CHILD = np.array(
     [*(unit.joints[0] for unit in UNITS[:_BONES]), *range(14, 24), *FACE, *LEFT_HAND[1:], *RIGHT_HAND[1:]], np.intp
 )
-_PARENT = np.array([PARENT[j] for j in _CHILD], np.intp)
+_FROM_ROOT = [i for i, j in enumerate(_CHILD) if PARENT[j] == MID_HIP]
+_PARENT = np.array([0 if PARENT[j] == MID_HIP else PARENT[j] for j in _CHILD], np.intp)
+_HAND = np.array([1 if j in LEFT_HAND else 2 if j in RIGHT_HAND else 0 for j in _CHILD])
+"""Which hand a bone belongs to.  Without a root (wrist or hand root) a whole hand hangs on the elbow and is not scaled
+by its own ratio alone, so its bones are not measured then."""
 _UNIT = UNIT_OF[_CHILD]
 _UPRIGHT = np.zeros(_BONES)  # the bones that make up a standing figure's height
 for _name, _weight in (("torso", 1), ("neck", 1)):
@@ -89,51 +94,73 @@ class Measure:
     """y of the floor under the ankles; None when no ankle is ever seen."""
 
 
-def _median(values: Array, seen: Bools) -> Array:
-    """Medians over axis 0 of the seen values; 0 where none is."""
-    ordered = np.sort(np.where(seen, values, np.inf), axis=0)
-    count = seen.sum(axis=0)
-    columns = np.arange(values.shape[1])
-    middle = (
-        ordered[np.maximum(count - 1, 0) // 2, columns] + ordered[np.minimum(count // 2, len(values) - 1), columns]
-    ) / 2
-    return np.where(count > 0, middle, 0.0)
+def measure(
+    points: NDArray[np.floating[Any]],
+    visible: Bools,
+    factors: Array,
+    root: tuple[Array, NDArray[np.int8]] | None = None,
+) -> Measure:
+    """Measure one person: points [T, K, D >= 2] px, visible [T, K]; `factors` [U] are the cumulative ones.
 
-
-def measure(points: NDArray[np.floating[Any]], visible: Bools, factors: Array) -> Measure:
-    """Measure one person: points [T, K, D >= 2] px, visible [T, K]; `factors` [U] are the cumulative ones."""
-    mid, state = mid_hip(points[:, :18, :2].astype(np.float64), visible, factors)
-    # a hip bone can only be measured where both hips are seen, else its own length went into the guess
-    root_seen = state == HIP_BOTH
+    `root` is what `mid_hip` said, if that is known already.
+    """
+    mid, state = root or mid_hip(points[:, :18, :2].astype(np.float64), visible, factors)
+    mid = mid[:, :2]
+    x, y, shown = points[..., 0].T, points[..., 1].T, visible.T  # [K, T]
+    always = np.ones(len(points), bool)
+    rooted = np.stack([always, shown[L_WRIST] | shown[LEFT_HAND[0]], shown[R_WRIST] | shown[RIGHT_HAND[0]]])
     lengths = np.zeros(len(_CHILD))
-    block = len(_CHILD) if len(points) <= CHUNK else 16
+    block = len(_CHILD) if len(points) <= CHUNK else 16  # memory
     for start in range(0, len(_CHILD), block):
         part = slice(start, start + block)
         child, parent = _CHILD[part], _PARENT[part]
-        inner = np.where(parent == MID_HIP, 0, parent)
-        origin = points[:, inner, :2].astype(np.float64)
-        seen = visible[:, child] & visible[:, inner]
-        for hand, wrist in ((LEFT_HAND, L_WRIST), (RIGHT_HAND, R_WRIST)):
-            # without a root the whole hand hangs on the elbow, and is not scaled by its own ratio alone
-            seen &= ~np.isin(child, hand) | (visible[:, wrist] | visible[:, hand[0]])[:, None]
-        for column in np.flatnonzero(parent == MID_HIP):
-            origin[:, column] = mid
-            usable = root_seen if root_seen.any() or child[column] != NECK else state != HIP_UNKNOWN
-            seen[:, column] = visible[:, child[column]] & usable
-        step = points[:, child, :2] - origin
-        lengths[part] = _median(np.sqrt(step[..., 0] ** 2 + step[..., 1] ** 2), seen)
+        dx, dy = x[child].astype(np.float64), y[child].astype(np.float64)
+        dx -= x[parent]
+        dy -= y[parent]
+        seen = shown[child] & shown[parent] & rooted[_HAND[part]]
+        if start == 0:
+            _from_root(dx, dy, seen, x, y, shown, mid, state)
+        lengths[part] = _medians(np.sqrt(dx * dx + dy * dy), seen)
     places = {}
     known = state != HIP_UNKNOWN
     if known.any():
-        places["mid_hip"] = np.median(mid[known], axis=0)
+        places["mid_hip"] = median(mid[known])
     for name, joint in (("neck", NECK), ("nose", NOSE)):
-        if visible[:, joint].any():
-            places[name] = np.median(points[visible[:, joint], joint, :2].astype(np.float64), axis=0)
+        if shown[joint].any():
+            places[name] = median(points[shown[joint], joint, :2].astype(np.float64))
     return Measure(lengths, places, _floor(*lowest(points[:, _ANKLES, 1], visible[:, _ANKLES])))
 
 
+def _from_root(
+    dx: Array, dy: Array, seen: Bools, x: Any, y: Any, shown: Bools, mid: Array, state: NDArray[np.int8]
+) -> None:
+    """Put the bones that start at the mid-hip in their rows: a hip only where both are seen, else its own length went
+    into the guess; the torso so too, if there is any such frame."""
+    both = state == HIP_BOTH
+    for row in _FROM_ROOT:
+        child = _CHILD[row]
+        usable = both if child != NECK or both.any() else state != HIP_UNKNOWN
+        dx[row], dy[row], seen[row] = x[child] - mid[:, 0], y[child] - mid[:, 1], shown[child] & usable
+
+
+def _medians(values: Array, seen: Bools) -> Array:
+    """Medians of the rows [M, T] over the seen values; 0 where none is."""
+    ordered = np.sort(np.where(seen, values, np.inf), axis=1)
+    count = seen.sum(axis=1)
+    rows = np.arange(len(values))
+    low, high = ordered[rows, np.maximum(count - 1, 0) // 2], ordered[rows, np.minimum(count // 2, values.shape[1] - 1)]
+    return np.where(count > 0, (low + high) / 2, 0.0)
+
+
 def _floor(low: Array, seen: Bools) -> float | None:
-    return float(np.quantile(low[seen], FLOOR_QUANTILE)) if seen.any() else None
+    """The `FLOOR_QUANTILE` of the seen values, interpolated; commutes with a move and a change of size."""
+    if not seen.any():
+        return None
+    ordered = np.sort(low[seen].astype(np.float64))
+    place = FLOOR_QUANTILE * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return float(ordered[below] + (ordered[above] - ordered[below]) * (place - below))
 
 
 def ratios(driver: Measure, reference: Measure, factors: Array, fallback: float) -> tuple[Array, float]:
@@ -159,11 +186,12 @@ def ratios(driver: Measure, reference: Measure, factors: Array, fallback: float)
 
     result = np.full(len(UNITS), whole)
     result[:_BONES][body] = target[body] / own[body]
-    extents = {UNITS[u].name: ratio((shared & (u == _UNIT)).astype(np.float64)) for u in range(_BONES, len(UNITS))}
-    for name, own in extents.items():
+    sums = [np.bincount(_UNIT, lengths * shared, len(UNITS)) for lengths in (reference.lengths, natural)]
+    extents = {UNITS[u].name: float(sums[0][u] / sums[1][u]) if sums[1][u] else 0.0 for u in range(_BONES, len(UNITS))}
+    for name, measured in extents.items():
         # a hand that is seen in one picture only is as large as the other hand
         other = name.replace("left", "right") if name.startswith("left") else name.replace("right", "left")
-        size = own or extents[other]
+        size = measured or extents[other]
         if whole / LARGEST_RATIO <= size <= whole * LARGEST_RATIO:
             result[UNIT_INDEX[name]] = size
     return result, whole
@@ -182,9 +210,9 @@ def align_points(
 
     Returns the ratios used ([U], whole).  Coordinates of joints that are not visible are not meaningful in `out`.
     """
-    driver = measure(points, visible, factors)
-    stretch, whole = ratios(driver, reference, factors, fallback)
     mid, state = mid_hip(points[:, :18].astype(np.float64), visible, factors)
+    driver = measure(points, visible, factors, (mid, state))
+    stretch, whole = ratios(driver, reference, factors, fallback)
     known = state != HIP_UNKNOWN
 
     def moved(rows: slice, joints: int) -> Array:
@@ -207,7 +235,7 @@ def align_points(
         for joint_name, joint in (("neck", NECK), ("nose", NOSE)):
             tracks[joint_name] = (placed[:, joint, :2], visible[:, joint])
         track, usable = tracks[name]
-        shift += reference.places[name] - np.median((track + shift)[usable], axis=0)
+        shift += reference.places[name] - median((track + shift)[usable])
     floor = _floor(now + shift[:, 1], seen)
     if floor is not None and reference.floor is not None:
         shift[:, 1] += reference.floor - floor

@@ -104,6 +104,13 @@ def _plan(pattern: int, joints: int) -> _Plan:
     return _Plan(np.array(anchor, np.intp), roots, tuple(levels), tuple(compound))
 
 
+@lru_cache
+def _inner(joints: int) -> tuple[NDArray[np.intp], NDArray[np.int_]]:
+    """The inner nodes among the first `joints` (without the root) and their bits in a pattern."""
+    inner = [node for node in _INTERNAL if node < joints]
+    return np.array(inner, np.intp), _BITS[[_INTERNAL.index(node) for node in inner]]
+
+
 def mid_hip(points: Array, visible: Bools, factors: Array) -> tuple[Array, NDArray[np.int8]]:
     """The root of the tree in every frame: [N, D] and how it is known [N] (`HIP_BOTH`, `_GUESSED`, `_UNKNOWN`).
 
@@ -122,13 +129,13 @@ def mid_hip(points: Array, visible: Bools, factors: Array) -> tuple[Array, NDArr
     state[~both] = HIP_UNKNOWN
     for joint, seen in ((R_HIP, see_right & ~both), (L_HIP, see_left & ~both)):
         if seen.any():
-            offset = np.median(mid[both] - points[both, joint], axis=0) if both.any() else 0.0
+            offset = median(mid[both] - points[both, joint]) if both.any() else 0.0
             mid[seen] = points[seen, joint] + offset
             state[seen] = HIP_GUESSED
     lost, known = state == HIP_UNKNOWN, (state != HIP_UNKNOWN) & visible[:, NECK]
     lost_with_neck = lost & visible[:, NECK]
     if lost_with_neck.any() and known.any():
-        mid[lost_with_neck] = points[lost_with_neck, NECK] + np.median(mid[known] - points[known, NECK], axis=0)
+        mid[lost_with_neck] = points[lost_with_neck, NECK] + median(mid[known] - points[known, NECK])
         state[lost_with_neck] = HIP_GUESSED
     return mid, state
 
@@ -140,8 +147,7 @@ def scale(points: Array, visible: Bools, mid: Array, known: Bools, factors: Arra
     their coordinates.  A factor of 1 (and `root` 1) moves nothing by not even a rounding error.
     """
     frames, joints, dims = points.shape
-    inner = np.array([node for node in _INTERNAL if node < joints])
-    bits = _BITS[[_INTERNAL.index(node) for node in inner]]
+    inner, bits = _inner(joints)
     keys = visible[:, inner] @ bits + known * int(_BITS[-1])
     nodes = np.empty((JOINTS + 1, frames, dims))  # node-major: a gather of nodes is a copy of rows
     nodes[:joints] = points.transpose(1, 0, 2)
@@ -173,6 +179,13 @@ def _scale(nodes: Array, plan: _Plan, factors: Array, root: float) -> Array:
     for members, anchors in plan.levels:
         moved[members] += moved[anchors]
     return moved[:joints]
+
+
+def median(values: Array) -> Array:
+    """The median of each column of [N, D], N at least 1; several times as fast as numpy's on short clips."""
+    ordered = np.sort(values, axis=0)
+    middle: Array = (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
+    return middle
 
 
 def lowest(y: Array, visible: Bools) -> tuple[Array, Bools]:
