@@ -102,7 +102,7 @@ class AnimateXEngine:
     def render(self, job: RenderJob, on_progress: Progress = no_progress) -> Iterator[NDArray[np.uint8]]:
         """Yield the frames in order; finished segments are kept in `job.folder` and taken up again with `resume`.
 
-        Errors: `UsageError` without driving frames, `WeightsError`, `OutOfMemoryError` after smaller windows were tried.
+        Errors: `UsageError` without driving frames, `WeightsError`, `OutOfMemoryError`.
         """
         import torch
 
