@@ -56,6 +56,17 @@ class Range:
         return f"{value:g} is not above {self.low:g}" if self.above else f"{value:g} is less than {self.low:g}"
 
 
+class FieldError(UsageError):
+    """A refusal of a dataclass's own `__post_init__` that knows its key, so that `build` can name the line.
+
+    `key` is the way to it in the mapping, as in ("rescale", "legs").
+    """
+
+    def __init__(self, what: str, key: tuple[str, ...]) -> None:
+        self.key = key
+        super().__init__(what)
+
+
 # ---- reading -----------------------------------------------------------------------------------------------------
 
 
@@ -100,7 +111,7 @@ def _add(tag: str, pattern: str, first: str) -> None:
 _add("bool", "true|True|TRUE|false|False|FALSE", "tTfF")
 _add("null", "~|null|Null|NULL|", "~nN")
 _Loader.yaml_implicit_resolvers[""] = list(_Loader.yaml_implicit_resolvers["~"])
-_add("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789")
+_add("int", r"[-+]?[0-9]+", "-+0123456789")
 _add("float", r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", "-+0123456789.")
 
 
@@ -108,11 +119,16 @@ def _construct_float(loader: Any, node: Any) -> float:
     return float(loader.construct_scalar(node))
 
 
+def _construct_int(loader: Any, node: Any) -> int:
+    return int(loader.construct_scalar(node))  # 010 is ten, not eight
+
+
 def _construct_map(loader: Any, node: Any) -> Any:
     return loader.construct_mapping(node, deep=True)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_map)
 
 
@@ -284,6 +300,11 @@ class _Builder:
         try:
             return cls(**values)
         except (AnimxError, ValueError) as problem:
+            level: Any = mapping
+            for key in problem.key if isinstance(problem, FieldError) else ():
+                if not isinstance(level, Located):
+                    break
+                self.line, level = level.lines.get(key, self.line), level.get(key)
             raise self.refuse(path, str(problem)) from problem
 
     def value(self, hint: Any, value: Any, path: tuple[str, ...]) -> Any:

@@ -70,7 +70,7 @@ def still_pose(path: str | Path, *, backend: str | None = None, blank: bool = Fa
 
     picture = read_picture(path)
     with ExitStack() as stack:
-        found = prepare_reference(picture, backend=_any_backend(stack, backend), warn=False)
+        found = prepare_reference(picture, backend=_any_backend(stack, backend), advise=False)
     pose, origin = found.pose, found.origin
     if pose is None:
         if not blank:

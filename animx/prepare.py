@@ -78,12 +78,12 @@ def prepare_reference(
     mask_file: Path | None = None,
     backend: PoseBackend | None = None,
     long_side: int = MAX_LONG_SIDE,
-    warn: bool = True,
+    advise: bool = True,
 ) -> Reference:
     """Find the figure of `picture` and its pose, on the picture's canvas reduced to `long_side` [px].
 
     `ref_pose`: `auto` (detect, else fit to the outline), `fit`, `none`, or the path of a pose file or joints YAML.
-    `backend` None detects nothing: `auto` then fits.  `warn`: a figure without limbs is worth a warning.
+    `backend` None detects nothing: `auto` then fits.  `advise`: say how to give joints to a figure without.
     Errors: `NoFigureError` (the mask covers under 3 %),
     `InputError` (a file that does not match the picture).
     """
@@ -105,10 +105,10 @@ def prepare_reference(
     if given is not None:
         return Reference(picture, pixels, canvas, mask.alpha, given, "file", mask.method)
     figure = find_pose(pixels, mask.alpha, backend if ref_pose == "auto" else None, mode=cast(Any, ref_pose))
-    if figure.pose is None and ref_pose != "none" and warn:
-        log.warning(
-            "%s: no limbs found, so the figure moves as a whole. To give it joints: "
-            "animx pose extract %s --edit, correct the file, then --ref-pose FILE",
+    if figure.pose is None and ref_pose != "none" and advise:
+        # The engine warns of it; this is how to mend it.
+        log.info(
+            "to give %s joints: animx pose extract %s --edit, correct the file, then --ref-pose FILE",
             picture.name,
             picture.name,
         )

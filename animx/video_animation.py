@@ -7,6 +7,7 @@ transparency), or a WebP whose frames hold only the rectangle that changed.  Bot
 from __future__ import annotations
 
 import io
+import math
 import logging
 from fractions import Fraction
 from pathlib import Path
@@ -38,7 +39,7 @@ class GifEncoder:
         self._stream.width, self._stream.height, self._stream.pix_fmt = *canvas.size, "pal8"
         self._stream.codec_context.time_base = Fraction(1, 100)
         self._stream.codec_context.thread_count = 1
-        self._fps, self._count, self._last = fps, 0, -2
+        self._fps, self._count, self._last = fps, 0, -1
         self._palette = _Palette()
         height, width = canvas.height, canvas.width
         self._dither = np.tile(_BAYER, (height // 4 + 1, width // 4 + 1))[:height, :width, None]
@@ -47,11 +48,13 @@ class GifEncoder:
 
     def write(self, pixels: NDArray[np.uint8]) -> None:
         """Encode one RGB or RGBA frame."""
-        at = round(self._count * 100 / self._fps)
+        clock = GIF_FASTEST if self._fps > GIF_FASTEST else 100
+        slot = math.floor(self._count * clock / self._fps + Fraction(1, 2))
         self._count += 1
-        if at < self._last + 100 // GIF_FASTEST:
+        if slot == self._last:
             return
-        self._last = at
+        self._last = slot
+        at = slot * (100 // clock)
         indices, colours = self._palette.map(pixels, self._dither)
         frame = VideoFrame.from_ndarray((indices, colours), format="pal8")  # type: ignore[arg-type]
         frame.pts, frame.time_base = at, Fraction(1, 100)

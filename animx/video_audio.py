@@ -123,9 +123,10 @@ class AudioTrack:
         for packet in self._demuxed():
             if not packet.size or packet.pts is None:
                 continue
-            # A packet across the start is kept where an edit list can hide its first part (mp4, mov).
-            across = packet.pts + (packet.duration or 0) > shift
-            if packet.pts < shift and not (self._edits and across):
+            # The packet across the start and one more, which the decoder needs to settle, are kept where an edit list
+            # can hide them (mp4, mov).
+            wanted = packet.pts + 2 * (packet.duration or 0) >= shift if self._edits else packet.pts >= shift
+            if not wanted:
                 continue
             packet.pts -= shift
             packet.dts = packet.pts

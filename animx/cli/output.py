@@ -109,8 +109,12 @@ class Output:
                 sys.stdout.write(line + "\n")
 
     def wrote(self, data: Mapping[str, Any], paths: Sequence[object]) -> None:
-        """The result of a command that writes files: their paths, one a line; nothing with `--quiet`."""
-        self.result(data, [] if self.quiet else [str(path) for path in paths])
+        """The result of a command that writes files: their paths, one a line, for a program to read.
+
+        A terminal gets none, because `say` has named them there; `--quiet` neither.
+        """
+        silent = self.quiet or _is_terminal(sys.stdout)
+        self.result(data, [] if silent else [str(path) for path in paths])
 
     def _print_json(self, data: Mapping[str, Any]) -> None:
         self._clear_bar()

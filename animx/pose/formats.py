@@ -103,10 +103,8 @@ def _read_stream(
             kind = "legacy-openpose18"
         return legacy.load(archive) if kind == "legacy-openpose18" else npz.load(archive)
     if kind == "pickle":
-        return pickles.read(stream.read(unpickle.MAX_BYTES + 1), where, canvas, fps)
-    data = stream.read(MAX_TEXT_BYTES + 1)
-    if len(data) > MAX_TEXT_BYTES:
-        raise InputError(f"{where}: larger than {MAX_TEXT_BYTES >> 20} MB. Write the poses as npz")
+        return pickles.read(_bytes(stream, where, unpickle.MAX_BYTES), where, canvas, fps)
+    data = _bytes(stream, where, MAX_TEXT_BYTES)
     if kind == "joints":
         raise InputError(f"{where}: joints YAML comes from a file, not from a pipe")
     if kind == "bvh":
@@ -175,10 +173,17 @@ def _stdin() -> bytes:
     stream = getattr(sys.stdin, "buffer", None)
     if stream is None or sys.stdin.isatty():
         raise UsageError("'-' reads a pose file from stdin, but nothing is piped into it")
-    data: bytes = stream.read(MAX_TEXT_BYTES + 1)
-    if len(data) > MAX_TEXT_BYTES:
-        raise InputError(f"stdin: larger than {MAX_TEXT_BYTES >> 20} MB")
-    return data
+    return _bytes(stream, "stdin", MAX_TEXT_BYTES)
+
+
+def _bytes(stream: IO[bytes], where: str, limit: int) -> bytes:
+    """The rest of a stream; `read(limit)` would take memory for the limit at once."""
+    data = bytearray()
+    while block := stream.read(1 << 20):
+        data += block
+        if len(data) > limit:
+            raise InputError(f"{where}: larger than {limit >> 20} MB. Write the poses as npz, or cut the clip")
+    return bytes(data)
 
 
 def _signed(poses: PoseSequence, name: str, digest: Any) -> PoseSequence:

@@ -92,7 +92,8 @@ def read_canvas(value: Any) -> Canvas:
     if width < 1 or height < 1:
         raise InputError(f"canvas: {width}x{height} px has no pixels")
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise InputError(f"canvas: {width}x{height} px is larger than any picture read here ({MAX_SIDE} px a side)")
+        size = f"{width}x{height}" if max(width, height) < 1 << 40 else "this many"
+        raise InputError(f"canvas: {size} px is larger than any picture read here ({MAX_SIDE} px a side)")
     return Canvas(width, height)
 
 

@@ -152,7 +152,8 @@ def _array(name: str, value: object, dtype: type, ndim: int) -> NDArray[Any]:
         if array.dtype.kind not in "fiu":
             raise TypeError
         # A read-only array of the right type is shared, not copied: readers and `replace` need no second copy.
-        array = array.astype(dtype, copy=array.flags.writeable)
+        with np.errstate(over="ignore"):  # beyond float32 it becomes infinite, which is refused below
+            array = array.astype(dtype, copy=array.flags.writeable)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: not an array of numbers") from error
     if array.ndim != ndim:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import pickletools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -285,13 +284,3 @@ def _plain(value: Any, name: str, left: list[int], depth: int) -> Any:
         return np.asarray([_plain(entry, name, left, depth + 1) for entry in value])
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{name}: lists of unequal length or not of numbers") from error
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of a pickle file; `InputError` when it is too large or cannot be read."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path.name}: larger than {MAX_BYTES >> 20} MB. It is no pose file")
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from animx.config import Range, build, parse_override, read_yaml
+from animx.config import FieldError, Range, build, parse_override, read_yaml
 from animx.errors import AnimxError, InputError, UsageError, nearest
 from animx.retarget.groups import check_factor, check_group, joints_of
 
@@ -51,17 +51,15 @@ class Preset:
 
     def __post_init__(self) -> None:
         for group, factor in self.rescale.items():
-            check_group(group, where="rescale: ")
-            bounds = factor if isinstance(factor, tuple) else (factor,)
-            for bound in bounds:
-                check_factor(group, bound, where="rescale: ")
-            if len(bounds) == 2 and bounds[0] > bounds[1]:
-                raise UsageError(f"rescale: {group}: the range [{bounds[0]:g}, {bounds[1]:g}] runs downwards")
+            try:
+                _check(group, factor)
+            except UsageError as error:
+                raise FieldError(f"rescale: {error}", ("rescale", group)) from error
         for key, names in (("drop", self.drop), ("add", self.add)):
             try:
                 joints_of(names)
             except UsageError as error:
-                raise UsageError(f"{key}: {error}") from error
+                raise FieldError(f"{key}: {error}", (key,)) from error
 
     @property
     def factors(self) -> dict[str, float]:
@@ -83,6 +81,15 @@ class Preset:
             factor = self.rescale[group]
             drawn[group] = float(rng.uniform(*factor)) if isinstance(factor, tuple) else factor
         return replace(self, rescale=MappingProxyType({group: drawn[group] for group in self.rescale}))
+
+
+def _check(group: str, factor: Factor) -> None:
+    check_group(group)
+    bounds = factor if isinstance(factor, tuple) else (factor,)
+    for bound in bounds:
+        check_factor(group, bound)
+    if len(bounds) == 2 and bounds[0] > bounds[1]:
+        raise UsageError(f"{group}: the range [{bounds[0]:g}, {bounds[1]:g}] runs downwards")
 
 
 @dataclass(frozen=True)
