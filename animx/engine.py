@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -57,6 +58,12 @@ class RenderJob:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Engine options by their command-line name (`steps`, `guidance`, ...), only those this engine lists."""
     threads: int = 1
+    driving_frames: Callable[[], Iterator[NDArray[np.uint8]]] | None = None
+    """The driving pictures, RGB, one per pose, each call from the start; for engines with `needs_driving_frames`."""
+    folder: Path | None = None
+    """Where a long render keeps finished chunks; None = nowhere."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """What besides the engine's own options decides about the frames: inputs by hash, retargeting, canvas."""
 
 
 @dataclass(frozen=True)

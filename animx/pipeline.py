@@ -24,6 +24,7 @@ from animx.driving import (
     Driving,
     backend_for,
     check_apart,
+    driving_pictures,
     extract,
     find_audio,
     open_driving,
@@ -35,6 +36,7 @@ from animx.driving import (
 )
 from animx.engine import Background, Engine, Plan, RenderJob
 from animx.errors import UsageError
+from animx.job import job_folder
 from animx.pose.sequence import PoseSequence
 from animx.prepare import (
     Reference,
@@ -109,6 +111,8 @@ def render(
     options = replace(options, **values) if options is not None else RenderOptions.of(**values)
     engine, reason = choose_engine(options.engine)
     extra = engine_options(engine, options.engine_options)
+    if hasattr(engine, "require"):
+        engine.require(extra)
     target = Path(out) if out is not None else Path(f"{stem(reference)}_{_driving_stem(driving)}.mp4")
     _check_outputs(out if out is not None else target, overwrite, options, reference, driving)
     presets = load_presets(options.presets)
@@ -116,7 +120,7 @@ def render(
     log.info("engine: %s (%s)", engine.name, reason)
     with provenance.collected_warnings() as warned, ExitStack() as stack:
         ready = _gather(stack, engine, options, target, reference, driving, dry_run, on_progress)
-        job = _job(ready, options, presets, extra, dry_run)
+        job = _job(ready, engine, options, presets, extra, target, dry_run)
         recipe = _recipe(ready, job, engine, options, presets, extra)
         result = RenderResult(
             path=target,
@@ -231,7 +235,13 @@ def _beside(work: Callable[[], Reference]) -> Iterator[Future[Reference]]:
 
 
 def _job(
-    ready: _Inputs, options: RenderOptions, presets: Sequence[Preset], extra: Mapping[str, Any], dry_run: bool
+    ready: _Inputs,
+    engine: Engine,
+    options: RenderOptions,
+    presets: Sequence[Preset],
+    extra: Mapping[str, Any],
+    target: Path,
+    dry_run: bool,
 ) -> RenderJob:
     """Join both sides on the output's canvas."""
     placed, canvas = place_reference(ready.reference, options.size, options.fit)
@@ -250,7 +260,32 @@ def _job(
         background=on_canvas(ready.background, canvas),
         seed=options.seed,
         options=extra,
+        driving_frames=_pictures(ready, engine, options),
+        folder=job_folder(target) if getattr(engine, "keeps_chunks", False) else None,
+        identity={
+            "reference": ready.reference.picture.sha256,
+            "driving": ready.drive.sha256,
+            "retargeting": provenance.content_hash(
+                {**options.resolved(), "presets": [preset_record(one) for one in presets]}
+            ),
+        },
     )
+
+
+def _pictures(
+    ready: _Inputs, engine: Engine, options: RenderOptions
+) -> Callable[[], Iterator[NDArray[np.uint8]]] | None:
+    """The driving pictures for an engine that needs them (`needs_driving_frames`)."""
+    if not getattr(engine, "needs_driving_frames", False):
+        return None
+    folder = ready.drive.folder
+    found = driving_pictures(ready.drive, ready.stream, ready.poses, options, folder)
+    if found is None:
+        raise UsageError(
+            f"engine '{engine.name}' looks at the driving pictures, and {ready.drive.name} holds poses alone. "
+            "Give the clip they were made from with --driving-video"
+        )
+    return found
 
 
 def _recipe(

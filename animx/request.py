@@ -138,6 +138,8 @@ def choose_engine(name: str = "auto") -> tuple[Engine, str]:
     """The engine called `name` and why.  `auto` takes the best built-in one that runs here; only `auto` chooses."""
     if name != "auto":
         engine = cast(Engine, plugins.load("engines", name)())
+        if hasattr(engine, "require"):  # says itself, with its own exit code, what it lacks for the options given
+            return engine, "as asked with --engine"
         missing = engine.available()
         if missing is not None:
             raise UsageError(f"engine '{name}' cannot run here: {missing}")

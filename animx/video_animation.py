@@ -7,8 +7,8 @@ transparency), or a WebP whose frames hold only the rectangle that changed.  Bot
 from __future__ import annotations
 
 import io
-import math
 import logging
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO

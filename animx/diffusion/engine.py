@@ -7,7 +7,7 @@ The model runs on a canvas near its trained area (sides multiples of 64) unless 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,27 +52,28 @@ class AnimateXEngine:
     )
     needs_hands = True
     needs_driving_frames = True
+    keeps_chunks = True
 
     def available(self) -> str | None:
         """None where torch, its libraries, the weights and CUDA are there; else what is missing and the mend."""
+        try:
+            self.require({})
+        except (UsageError, WeightsError) as error:
+            return str(error)
+        import torch
+
+        return None if torch.cuda.is_available() else "no CUDA device; it runs without one when named (slow)"
+
+    def require(self, options: Mapping[str, Any]) -> None:
+        """Refuse early what `render` would refuse: `MissingExtraError` (exit 2), `WeightsError` (exit 6)."""
         from importlib.util import find_spec
 
         for module in ("torch", "diffusers", "transformers"):
             if find_spec(module) is None:
-                return str(MissingExtraError("the full model", "model"))
+                raise MissingExtraError("the full model", "model")
         from animx.weights import find_model
 
-        try:
-            find_model(DEFAULT_MODEL)
-        except WeightsError as error:
-            return str(error)
-        return None
-
-    def suits_auto(self) -> str | None:
-        """Why `--engine auto` should not take it although it can run: without CUDA it is slow."""
-        import torch
-
-        return None if torch.cuda.is_available() else "no CUDA device; ask for it with --engine animate-x (slow)"
+        find_model(str(options.get("model") or DEFAULT_MODEL))
 
     def plan(self, job: RenderJob) -> Plan:
         """Windows, memory per tier and time, without loading weights."""
