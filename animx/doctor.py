@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import os
 import platform
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -281,19 +280,6 @@ _AREAS: MappingProxyType[str, Callable[[str], Iterator[Finding]]] = MappingProxy
         "plugins": _plugins,
     }
 )
-
-
-def requirements_of_extras() -> dict[str, set[str]]:
-    """What the installed distribution says its extras need, for the test that compares it with `EXTRAS`."""
-    from importlib.metadata import requires
-
-    found: dict[str, set[str]] = {}
-    for line in requires("animx") or []:
-        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", line)
-        name = re.match(r"[\w.-]+", line)
-        if extra and name and name[0] != "animx":
-            found.setdefault(extra[1], set()).add(name[0])
-    return found
 
 
 def is_usable(findings: list[Finding]) -> bool:

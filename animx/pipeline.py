@@ -117,6 +117,7 @@ def render(
     _check_outputs(out if out is not None else target, overwrite, options, reference, driving)
     presets = load_presets(options.presets)
     check_retargeting(options)
+    options.check_files()
     log.info("engine: %s (%s)", engine.name, reason)
     with provenance.collected_warnings() as warned, ExitStack() as stack:
         ready = _gather(stack, engine, options, target, reference, driving, dry_run, on_progress)

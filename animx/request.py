@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from animx import plugins, provenance
 from animx.canvas import Fit
 from animx.engine import Engine
-from animx.errors import UsageError, nearest
+from animx.errors import InputError, UsageError, nearest
 from animx.times import Time, parse_fps, parse_size, parse_time
 
 if TYPE_CHECKING:
@@ -117,6 +117,12 @@ class RenderOptions:
             for name, value in found.items()
             if value is not None and value not in words and not str(value).startswith("#")
         }
+
+    def check_files(self) -> None:
+        """Refuse files that do not exist before any work is done (`InputError`)."""
+        for name, value in self._files().items():
+            if name != "background" and not Path(value).exists():
+                raise InputError(f"--{name.replace('_', '-')} {value}: no such file")
 
     def file_records(self) -> list[dict[str, str]]:
         """The files that options name, by option, name and hash."""

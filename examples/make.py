@@ -1,4 +1,4 @@
-"""Draw every file of this folder again: the characters and the dance clip with its beat.
+"""Draw every file of this folder again: the characters, the dance clip with its beat, and its true poses.
 
     python examples/make.py [FOLDER]        # default: this folder; about two minutes
 
@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from animx.canvas import Canvas
+from animx.pose.formats import write_poses
+from animx.pose.sequence import PoseSequence
 from animx_trainer import synthetic
 
 CANVAS = Canvas(512, 768)
@@ -40,6 +42,11 @@ def frames() -> Iterator[NDArray[np.uint8]]:
     who, moving = synthetic.character("human"), synthetic.dance("show")
     for rgb, _ in synthetic.draw_clip(who, moving, CANVAS, FRAMES, fps=FPS):
         yield np.asarray(cv2.GaussianBlur(rgb, (0, 0), 0.7), np.uint8)
+
+
+def poses() -> PoseSequence:
+    """The true joints of the dance, for machines without a pose detector."""
+    return synthetic.true_poses(synthetic.character("human"), synthetic.dance("show"), CANVAS, FRAMES, fps=FPS)
 
 
 def beat() -> NDArray[np.float32]:
@@ -96,6 +103,8 @@ def main(folder: Path) -> None:
         print(path)
     write_clip(folder / "dance.mp4")
     print(folder / "dance.mp4")
+    write_poses(poses(), folder / "dance.pose.npz", overwrite=True)
+    print(folder / "dance.pose.npz")
 
 
 if __name__ == "__main__":

@@ -115,12 +115,16 @@ def clicks_of(path: Path) -> tuple[str, list[float]]:
     last = -1.0
     with av.open(str(path)) as container:
         video, audio = container.streams.video[0], container.streams.audio[0]
-        begin = float((video.start_time or 0) * (video.time_base or 0))
+        begin = float((video.start_time or 0) * (video.time_base or Fraction(0)))
         for frame in container.decode(audio):
             samples = frame.to_ndarray().astype(float)
             samples = samples[0] if frame.format.is_planar else samples[0, :: len(frame.layout.channels)]
             loud = np.abs(samples) > (0.3 if np.abs(samples).max(initial=0) < 2 else 9830)
-            for moment in float(frame.pts * frame.time_base) - begin + np.flatnonzero(loud) / frame.sample_rate:
+            for moment in (
+                float((frame.pts or 0) * (frame.time_base or Fraction(0)))
+                - begin
+                + np.flatnonzero(loud) / frame.sample_rate
+            ):
                 if moment - last > 0.1:
                     onsets.append(float(moment))
                 last = moment

@@ -52,6 +52,27 @@ def test_the_shipped_clip_is_the_drawn_dance(root: Path, make: ModuleType) -> No
     assert still > 3, "frames differ by less than the codec's noise: the comparison above proves nothing"
 
 
+def test_the_shipped_poses_are_the_true_ones(root: Path, make: ModuleType) -> None:
+    from animx.pose.formats import read_poses
+
+    shipped, drawn = read_poses(root / "examples" / "dance.pose.npz"), make.poses()
+    np.testing.assert_allclose(shipped.keypoints, drawn.keypoints, atol=1e-3)
+    np.testing.assert_array_equal(shipped.scores, drawn.scores)
+    assert (shipped.canvas, shipped.fps, shipped.frames) == (make.CANVAS, make.FPS, make.FRAMES)
+
+
+def test_the_figure_of_every_example_is_found(root: Path, make: ModuleType) -> None:
+    pytest.importorskip("mediapipe", reason="needs the 'offline' extra")
+    from animx.image import read_picture
+    from animx.puppet.mask import find_mask
+
+    for name, chosen in make.CHARACTERS.items():
+        who = synthetic.character(*chosen)
+        truth = synthetic.draw_character(who, synthetic.rest_pose(who, make.CANVAS), make.CANVAS)[1] > 0.5
+        found = find_mask(read_picture(root / "examples" / "characters" / f"{name}.png")).alpha > 0.5
+        assert (found & truth).sum() / (found | truth).sum() > 0.94, name
+
+
 def test_the_examples_are_small(root: Path) -> None:
     assert (root / "examples" / "dance.mp4").stat().st_size < 600_000
     assert sum(path.stat().st_size for path in (root / "examples").rglob("*.png")) < 600_000

@@ -526,7 +526,9 @@ def long_poses(tiny_poses: PoseSequence, seconds: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_while_rendering_leaves_nothing(
     site: Path, figure: Path, tiny_poses: PoseSequence, number: signal.Signals, code: int
 ) -> None:
@@ -554,7 +556,7 @@ def limited(size: int) -> Callable[[], None]:
     return limit
 
 
-@pytest.mark.parametrize("name", ["o.mp4", "o.gif"])
+@pytest.mark.parametrize("name", ["o.mp4", pytest.param("o.gif", marks=pytest.mark.slow)])
 def test_a_full_disk_is_exit_3_in_one_line_and_leaves_nothing(
     site: Path, figure: Path, tiny_poses: PoseSequence, name: str
 ) -> None:

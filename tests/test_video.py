@@ -18,6 +18,7 @@ from animx.container import is_cut_short
 from animx.errors import InputError, UsageError
 from animx.image import write_picture
 from animx.video import FrameStream, VideoWriter, open_frames, open_writer, probe
+from animx.video_damage import units_are_sound
 from tests.clips import number_of, numbered, write_clip
 
 
@@ -246,7 +247,7 @@ def test_damage_is_told_and_no_wrong_frame_is_shown_before_it(tmp_path: Path, cl
     rng = np.random.default_rng(7)
     for _ in range(6):
         (tmp_path / "b.mp4").write_bytes(damage(clip.read_bytes(), kind, rng))
-        shown = []
+        shown: list[NDArray[np.uint8]] = []
         with pytest.raises(InputError, match="damaged") as caught:
             shown.extend(frame.pixels for frame in open_frames(tmp_path / "b.mp4"))
         assert "\n" not in str(caught.value)
@@ -334,8 +335,8 @@ def test_missing_folder_and_sound_only_are_refused(tmp_path: Path, clip: Path) -
         track = container.add_stream("aac", rate=44100, layout="mono")
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
         silence.sample_rate = 44100
-        container.mux(track.encode(silence))  # type: ignore[attr-defined]
-        container.mux(track.encode(None))  # type: ignore[attr-defined]
+        container.mux(track.encode(silence))
+        container.mux(track.encode(None))
     with pytest.raises(InputError, match="holds no video"):
         probe(tmp_path / "sound.m4a")
 
@@ -418,4 +419,17 @@ def test_frames_are_steadily_spaced(clip: Path) -> None:
 
 
 def test_the_public_names_stay(tmp_path: Path) -> None:
-    assert isinstance(open_writer(tmp_path / "a.mp4", Canvas(4, 4), Fraction(25)), VideoWriter)
+    with open_writer(tmp_path / "a.webp", Canvas(4, 4), Fraction(25)) as writer:
+        assert isinstance(writer, VideoWriter)
+        writer.write(np.zeros((4, 4, 3), np.uint8))
+
+
+def test_a_hole_of_zeros_in_a_coded_unit_is_seen_and_stuffing_is_not() -> None:
+    unit = bytes(range(1, 200))
+
+    def packet(*units: bytes) -> bytes:
+        return b"".join(struct.pack(">I", len(one)) + one for one in units)
+
+    assert units_are_sound(packet(unit, b"\x01", unit + bytes(9)), 4)
+    assert not units_are_sound(packet(unit, unit[:50] + bytes(4) + unit[50:]), 4)
+    assert not units_are_sound(packet(unit)[:-1], 4)

@@ -18,12 +18,16 @@ from animx.errors import InputError, NoFigureError, UsageError
 from animx.pose import repair as mending
 from animx.pose.detection import PoseBackend
 from animx.pose.sequence import MAX_PERSONS, PoseSequence
-from animx.pose.skeleton import FACE, JOINTS, LEFT_HAND, RIGHT_HAND
+from animx.pose.skeleton import FACE, JOINTS
 from animx.pose.smooth import smooth as smoothed
 from animx.pose.track import PersonChoice, Track, Tracker
 
 CUT = 40.0
 """A mean change of the coarse grey picture above this is a cut [0..255]."""
+
+
+BODY_AND_FEET = FACE[0]
+"""The joints before this one are body and feet."""
 
 
 class TimedFrame(Protocol):
@@ -63,7 +67,7 @@ def extract_poses(
             "Use --backend rtm, or --person largest"
         )
     total = int(getattr(frames, "frames", None) or 0)
-    reader = _Reader(backend, _nominal_fps(frames), second_look=repair)
+    reader = _Reader(backend, _nominal_fps(frames), second_look=repair, joints=JOINTS if hands else BODY_AND_FEET)
     backend.reset()
     for frame in frames:
         reader.add(frame)
@@ -77,10 +81,12 @@ def extract_poses(
         raise NoFigureError(
             f"{name}: no person found in any of {count} frames ({backend.name}). Use a clip that shows a whole person"
         )
-    poses, second = reader.sequences(tracks, hands, {**(source or {}), "backend": f"{backend.name} {backend.version}"})
+    second, cuts = reader.second_looks(tracks), reader.cuts
+    poses = reader.sequence(tracks, {**(source or {}), "backend": f"{backend.name} {backend.version}"})
+    del reader, tracks
     if repair:
-        poses = mending.repair(poses, second, breaks=reader.cuts)
-    return smoothed(poses, breaks=reader.cuts) if smooth else poses
+        poses = mending.repair_with(poses, second, breaks=cuts)
+    return smoothed(poses, breaks=cuts) if smooth else poses
 
 
 def _nominal_fps(frames: Iterable[TimedFrame]) -> Fraction | None:
@@ -91,14 +97,14 @@ def _nominal_fps(frames: Iterable[TimedFrame]) -> Fraction | None:
 class _Reader:
     """Takes frames one by one; holds the last two and every pose."""
 
-    def __init__(self, backend: PoseBackend, fps: Fraction | None, *, second_look: bool) -> None:
+    def __init__(self, backend: PoseBackend, fps: Fraction | None, *, second_look: bool, joints: int) -> None:
         self._backend = backend
         self._fps = fps
         self._second_look = second_look
         self.canvas: Canvas | None = None
         self.times: list[float] = []
         self.cuts: list[int] = []
-        self.tracker = Tracker(alone=backend.max_persons == 1)
+        self.tracker = Tracker(alone=backend.max_persons == 1, joints=joints)
         self._thumbnail: NDArray[np.int16] | None = None
         self._last: NDArray[np.uint8] | None = None
         self._reaches: dict[int, _Reach] = {}
@@ -159,41 +165,45 @@ class _Reader:
                     self.second[frame, number] = pose
                 self._reaches[number].looked(frame, helped=pose is not None and mending.is_surer(pose, now))
 
-    def sequences(
-        self, tracks: list[tuple[int, Track]], hands: bool, source: Mapping[str, Any]
-    ) -> tuple[PoseSequence, PoseSequence | None]:
-        """The poses of the chosen tracks, and the second estimates laid out the same way (None when there are none)."""
+    def sequence(self, tracks: list[tuple[int, Track]], source: Mapping[str, Any]) -> PoseSequence:
+        """The poses of the chosen tracks.  The tracks give their poses away: a long clip is not held twice."""
         assert self.canvas is not None
-        shape = (len(self.times), len(tracks), JOINTS, 4)
-        values = np.zeros(shape, np.float32)
+        shape = (len(self.times), len(tracks), JOINTS)
+        keypoints, scores = np.zeros((*shape, 2), np.float32), np.zeros(shape, np.float32)
+        depth: NDArray[np.float32] | None = None
         for place, (_, track) in enumerate(tracks):
-            for frame, pose in zip(track.frames, track.poses, strict=True):
-                values[frame, place] = pose
-        if not hands:
-            values[:, :, [*FACE, *LEFT_HAND, *RIGHT_HAND]] = 0
-        keep: dict[str, Any] = {
-            "canvas": self.canvas,
-            "fps": self.fps,
-            "times": np.array(self.times),
-            "person_ids": tuple(number for number, _ in tracks),
-            "source": source,
-        }
-        has_depth = bool(values[..., 3].any())
-        first = PoseSequence(
-            np.ascontiguousarray(values[..., :2]),
-            np.ascontiguousarray(values[..., 2]),
-            depth=np.where(values[..., 2] > 0, values[..., 3], 0) if has_depth else None,
-            **keep,
+            for frame in reversed(track.frames):
+                pose = track.poses.pop()
+                keypoints[frame, place, : len(pose)] = pose[:, :2]
+                scores[frame, place, : len(pose)] = pose[:, 2]
+                if pose[:, 3].any():
+                    if depth is None:
+                        depth = np.zeros(shape, np.float32)
+                    depth[frame, place, : len(pose)] = np.where(pose[:, 2] > 0, pose[:, 3], 0)
+        for array in (keypoints, scores, depth):
+            if array is not None:
+                array.flags.writeable = False  # shared, not copied
+        return PoseSequence(
+            keypoints,
+            scores,
+            self.canvas,
+            self.fps,
+            np.array(self.times),
+            tuple(number for number, _ in tracks),
+            source=source,
+            depth=depth,
         )
-        numbers = {id(track): number for number, track in enumerate(self.tracker.tracks)}
-        places = {numbers[id(track)]: place for place, (_, track) in enumerate(tracks)}
-        if not any(number in places for _, number in self.second):
-            return first, None
-        values[...] = 0
+
+    def second_looks(self, tracks: list[tuple[int, Track]]) -> dict[tuple[int, int], NDArray[np.float32]]:
+        """The second estimates of the chosen tracks, by frame and place among them: [K, >= 3]."""
+        places = {id(track): place for place, (_, track) in enumerate(tracks)}
+        numbers = {number: places.get(id(track)) for number, track in enumerate(self.tracker.tracks)}
+        found = {}
         for (frame, number), pose in self.second.items():
-            if number in places:
-                values[frame, places[number]] = pose
-        return first, PoseSequence(values[..., :2].copy(), values[..., 2].copy(), **keep)
+            place = numbers[number]
+            if place is not None:
+                found[frame, place] = pose
+        return found
 
 
 class _Reach:
@@ -225,7 +235,7 @@ class _Reach:
             return
         recent = np.stack(self._recent[-48:])
         self._recent = self._recent[-47:]
-        self._next = min(2 * len(recent), 48) if len(recent) < 48 else len(self._recent) + 12
+        self._next = min(2 * len(recent), 48) if len(recent) < 48 else len(self._recent) + 24
         self.height = mending.figure_height(recent[..., :2], recent[..., 2])
         self.lengths = mending.limb_reach(recent[..., :2], recent[..., 2], self.height)
 

@@ -64,7 +64,7 @@ class MediapipeBackend:
 
     def __init__(self, *, hands: bool = False, confidence: float = 0.5) -> None:
         if (missing := self.available()) is not None:
-            raise MissingExtraError(missing.partition(" needs ")[0], "offline")
+            raise MissingExtraError(missing.partition(" needs ")[0].partition(" has no ")[0], "offline")
         self.version = version("mediapipe")
         self.hands = hands
         self.confidence = confidence
@@ -77,6 +77,11 @@ class MediapipeBackend:
         line = "needs the 'offline' extra. Run: pip install -c constraints.txt 'animx[offline]'"
         spec = importlib.util.find_spec("mediapipe")
         if spec is None or spec.origin is None:
+            if sys.version_info >= (3, 13):
+                return (
+                    "pose backend 'mediapipe' has no wheel for this Python (3.11 and 3.12 have one). "
+                    "Run: pip install -c constraints.txt 'animx[pose]'"
+                )
             return f"pose backend 'mediapipe' {line}"
         root = Path(spec.origin).parent
         try:

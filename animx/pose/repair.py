@@ -6,7 +6,7 @@ better; what is still out of place after that is put between its neighbours in t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +123,19 @@ def repair(poses: PoseSequence, second: PoseSequence | None = None, *, breaks: S
     takes its score from where it comes from, halved when it was put between its neighbours.  Joints that are clearly
     wrong and have no good neighbours within 0.2 s lose their score.  Hands and feet follow or are dropped.
     """
-    keypoints, scores = poses.keypoints.astype(np.float64), poses.scores.copy()
+    looks = {}
+    if second is not None:
+        for frame, person in np.argwhere(second.scores.any(-1)):
+            one = second.keypoints[frame, person], second.scores[frame, person, :, None]
+            looks[int(frame), int(person)] = np.concatenate(one, -1)
+    return repair_with(poses, looks, breaks=breaks)
+
+
+def repair_with(
+    poses: PoseSequence, looks: Mapping[tuple[int, int], NDArray[np.float32]], *, breaks: Sequence[int] = ()
+) -> PoseSequence:
+    """`repair` with the second estimates by frame and person: [K, >= 3] (x, y, score)."""
+    keypoints, scores = poses.keypoints.copy(), poses.scores.copy()
     step_s = float(np.median(np.diff(poses.times))) if poses.frames > 1 else 1.0
     taken = moved = dropped = 0
     for person in range(poses.persons):
@@ -131,56 +143,49 @@ def repair(poses: PoseSequence, second: PoseSequence | None = None, *, breaks: S
         height = figure_height(poses.keypoints[:, person], poses.scores[:, person])
         if height <= 0:
             continue
-        if second is not None:
-            other = second.keypoints[:, person].astype(np.float64), second.scores[:, person]
-            taken += _take_better(points, seen, *other, height, step_s, breaks)
+        mine = {frame: look for (frame, whose), look in looks.items() if whose == person}
+        if mine:
+            taken += _take_better(points, seen, mine, height, step_s, breaks)
         for joint, parent in LIMB_PARENTS.items():
-            bad = _stretched(points, seen, joint, parent, height, step_s) | _spikes(
-                points, seen, joint, height, step_s, breaks
-            )
+            bad = _stretched(points, seen, joint, parent, height, step_s)
+            bad |= _spikes(points, seen, joint, height, step_s, breaks)
             put, lost = _between(points, seen, joint, bad, step_s, breaks)
             moved, dropped = moved + put, dropped + lost
         _drop_loose_hands(points, seen, height)
+    keypoints.flags.writeable = scores.flags.writeable = False  # shared with the result, not copied
     return poses.with_poses(keypoints, scores, op="repair", from_second=taken, interpolated=moved, dropped=dropped)
 
 
 def _take_better(
-    points: NDArray[np.float64],
+    points: NDArray[np.float32],
     seen: NDArray[np.float32],
-    other: NDArray[np.float64],
-    other_seen: NDArray[np.float32],
+    looks: Mapping[int, NDArray[np.float32]],
     height: float,
     step_s: float,
     breaks: Sequence[int],
 ) -> int:
     """Take the second estimate of a limb joint where it is nearer to the neighbours and to the bone length."""
     taken = 0
-    first = points.copy(), seen.copy()
     for joint, parent in LIMB_PARENTS.items():
-        reach = _reach(first[0], first[1], joint, parent, height, step_s)
-        for frame in np.nonzero((seen[:, joint] > 0) & (other_seen[:, joint] > 0))[0]:
-            if np.linalg.norm(points[frame, joint] - other[frame, joint]) <= DIFFERENT * height:
+        first = points[:, joint].copy(), seen[:, joint].copy()
+        reach = _reach(points, seen, joint, parent, height, step_s)
+        for frame, look in sorted(looks.items()):
+            both = seen[frame, joint] > 0 and look[joint, 2] > 0
+            if not both or np.linalg.norm(points[frame, joint] - look[joint, :2]) <= DIFFERENT * height:
                 continue
-            near = [
-                t for t in (frame - 1, frame + 1) if _linked(frame, t, len(points), breaks) and first[1][t, joint] > 0
-            ]
+            near = [t for t in (frame - 1, frame + 1) if _linked(frame, t, len(points), breaks) and first[1][t] > 0]
             if not near:
                 continue
-            middle = np.mean([first[0][t, joint] for t in near], axis=0)
-
+            middle = np.mean([first[0][t] for t in near], axis=0)
             costs = [
                 np.linalg.norm(point - middle)
                 + 2 * max(0.0, float(np.linalg.norm(point - points[frame, parent])) - 1.1 * reach[frame])
                 + 0.1 * height * (1 - score)
-                for point, score in (
-                    (points[frame, joint], seen[frame, joint]),
-                    (other[frame, joint], other_seen[frame, joint]),
-                )
+                for point, score in ((points[frame, joint], seen[frame, joint]), (look[joint, :2], look[joint, 2]))
             ]
             if costs[1] < costs[0] - 0.01 * height:
-                points[frame, joint], seen[frame, joint] = other[frame, joint], other_seen[frame, joint]
-                for child in _FEET.get(joint, ()):
-                    points[frame, child], seen[frame, child] = other[frame, child], other_seen[frame, child]
+                for one in (joint, *_FEET.get(joint, ())):
+                    points[frame, one], seen[frame, one] = look[one, :2], look[one, 2]
                 taken += 1
     return taken
 
@@ -191,7 +196,7 @@ def _linked(a: int, b: int, frames: int, breaks: Sequence[int]) -> bool:
 
 
 def _reach(
-    points: NDArray[np.float64], seen: NDArray[np.float32], joint: int, parent: int, height: float, step_s: float
+    points: NDArray[np.float32], seen: NDArray[np.float32], joint: int, parent: int, height: float, step_s: float
 ) -> NDArray[np.float64]:
     """The usual greatest length of a bone about each frame [T] (90th percentile over 4 s); infinite where unknown.
 
@@ -211,7 +216,7 @@ def _reach(
 
 
 def _stretched(
-    points: NDArray[np.float64], seen: NDArray[np.float32], joint: int, parent: int, height: float, step_s: float
+    points: NDArray[np.float32], seen: NDArray[np.float32], joint: int, parent: int, height: float, step_s: float
 ) -> NDArray[np.bool_]:
     both = (seen[:, joint] > 0) & (seen[:, parent] > 0)
     length = np.linalg.norm(points[:, joint] - points[:, parent], axis=-1)
@@ -220,7 +225,7 @@ def _stretched(
 
 
 def _spikes(
-    points: NDArray[np.float64],
+    points: NDArray[np.float32],
     seen: NDArray[np.float32],
     joint: int,
     height: float,
@@ -244,7 +249,7 @@ def _spikes(
 
 
 def _between(
-    points: NDArray[np.float64],
+    points: NDArray[np.float32],
     seen: NDArray[np.float32],
     joint: int,
     bad: NDArray[np.bool_],
@@ -275,7 +280,7 @@ def _between(
     return put, lost
 
 
-def _drop_loose_hands(points: NDArray[np.float64], seen: NDArray[np.float32], height: float) -> None:
+def _drop_loose_hands(points: NDArray[np.float32], seen: NDArray[np.float32], height: float) -> None:
     for hand, wrist in ((LEFT_HAND, 7), (RIGHT_HAND, 4)):
         loose = np.linalg.norm(points[:, hand[0]] - points[:, wrist], axis=-1) > LOOSE_HAND * height
         rows = np.nonzero(loose & (seen[:, hand[0]] > 0) & (seen[:, wrist] > 0))[0]

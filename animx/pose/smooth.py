@@ -48,7 +48,10 @@ def smooth(poses: PoseSequence, seconds: float = 0.28, order: int = 2, *, breaks
                     one = (run, person, joint)
                     keypoints[one] = _steady(poses.keypoints[one].astype(np.float64), window, order, noise)
                     if depth is not None and poses.depth is not None:
-                        depth[one] = filtered(poses.depth[one].astype(np.float64)[:, None], window, order)[:, 0]
+                        depth[one] = _plainly(poses.depth[one].astype(np.float64), window, order)
+    for array in (keypoints, depth):
+        if array is not None:
+            array.flags.writeable = False  # shared with the result, not copied
     step = {"op": "smooth", "seconds": seconds, "order": order}
     return replace(poses, keypoints=keypoints, depth=depth, history=(*poses.history, step))
 
@@ -80,6 +83,12 @@ def _noise_bounds(
             levels.append(level)
     least = MIN_NOISE * figure_height(keypoints, scores)
     return least, max(least, NOISE_RANGE * float(np.median(levels))) if levels else np.inf
+
+
+def _plainly(track: NDArray[np.float64], window: int, order: int) -> NDArray[np.float64]:
+    """Savitzky-Golay of one unbroken run [n], in the largest odd window that fits; too short a run stays."""
+    window = min(window, len(track) - 1 + len(track) % 2)
+    return filtered(track[:, None], window, order)[:, 0] if window > order + 1 else track
 
 
 def _steady(track: NDArray[np.float64], window: int, order: int, noise: tuple[float, float]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from animx.errors import UsageError
 from animx.pose.detection import MIN_JOINT_SCORE, MIN_SEEN_JOINTS, Detection
-from animx.pose.skeleton import BODY
+from animx.pose.skeleton import BODY, JOINTS
 
 GATE = 0.5
 """Farthest that a person moves away from the predicted place between two frames [figure sizes]."""
@@ -50,7 +50,7 @@ class Track:
     """The poses of one person so far."""
 
     frames: list[int] = field(default_factory=list)
-    poses: list[NDArray[np.float32]] = field(default_factory=list)  # each [134, 4]: x, y, score, depth
+    poses: list[NDArray[np.float32]] = field(default_factory=list)  # each [K, 4]: x, y, score, depth
     size_sum: float = 0.0
     """Sum of the figure's size over its frames [px]: how large and how long it was seen."""
     shot: int = 0
@@ -73,14 +73,16 @@ class Track:
 
 
 class Tracker:
-    """Gives every detected person a track.  `alone`: the backend returns one person at most.
+    """Gives every detected person a track.  `alone`: the backend returns one person at most; of each pose
+    the first `joints` are kept.
 
     With such a backend somebody who was lost for a while and found elsewhere is taken for the same person; a leap from
     one frame to the next is a switch to somebody else.
     """
 
-    def __init__(self, *, alone: bool = False) -> None:
+    def __init__(self, *, alone: bool = False, joints: int = JOINTS) -> None:
         self._alone = alone
+        self._joints = joints
         self.tracks: list[Track] = []
         self._fresh = False  # the picture has just been cut: places mean nothing
 
@@ -92,7 +94,11 @@ class Tracker:
 
     def add(self, frame: int, found: Detection) -> None:
         """Assign the persons of a frame; one with fewer than 5 seen body joints is left out."""
-        people = [pose for pose in _poses(found) if (pose[_TRUNK, 2] >= MIN_JOINT_SCORE).sum() >= MIN_SEEN_JOINTS]
+        people = [
+            pose[: self._joints].copy()
+            for pose in _poses(found)
+            if (pose[_TRUNK, 2] >= MIN_JOINT_SCORE).sum() >= MIN_SEEN_JOINTS
+        ]
         open_tracks = [one for one in self.tracks if self._alone or frame - one.frames[-1] <= _memory(one)]
         pairs = []
         for i, track in enumerate(open_tracks):
@@ -117,7 +123,7 @@ class Tracker:
         self._fresh = False
 
     def match(self, track: Track, found: Detection, frame: int) -> NDArray[np.float32] | None:
-        """The person of another detection of the same `frame` that is `track`, [134, 4], or None."""
+        """The person of another detection of the same `frame` that is `track`, [K, 4], or None."""
         if not track.frames or track.frames[-1] < frame:
             return None
         now = track.poses[_index(track.frames, frame)]
@@ -125,7 +131,7 @@ class Tracker:
         for pose in _poses(found):
             distance = pose_distance(now, pose)
             if distance is not None and distance < GATE and (best is None or distance < best[0]):
-                best = (distance, pose)
+                best = (distance, pose[: self._joints].copy())
         return None if best is None else best[1]
 
     def _cost(self, track: Track, pose: NDArray[np.float32], frame: int, rank: int) -> float | None:

@@ -19,7 +19,7 @@ from animx.errors import InputError
 
 MAX_BYTES = 1 << 30
 """Largest pickle that is read [bytes]."""
-MAX_ITEMS = 50_000_000
+MAX_ITEMS = 20_000_000
 """Most numbers that one array built from plain lists may hold."""
 
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")  # numpy 1, numpy 2
@@ -263,24 +263,37 @@ def array_of(value: Any, name: str) -> NDArray[Any] | None:
     """`value` from a pickle as an array; lists of numbers or arrays are stacked.  None for None."""
     if value is None:
         return None
-    made = np.asarray(_plain(value, name, [MAX_ITEMS], 0))
+    made = _plain(value, name, {}, 0)
     if made.dtype.kind not in "fiu":
         raise InputError(f"{name}: not an array of numbers")
     return made
 
 
-def _plain(value: Any, name: str, left: list[int], depth: int) -> Any:
-    """Nested lists as an array; every visit is counted, so that lists that share parts cannot explode."""
-    left[0] -= value.value.size if isinstance(value, _Array) else 1
-    if left[0] < 0:
-        raise InputError(f"{name}: more than {MAX_ITEMS} numbers")
+def _plain(value: Any, name: str, done: dict[int, NDArray[Any]], depth: int) -> NDArray[Any]:
+    """Nested lists as an array.  A list that stands in several places is read once, and the size is checked before the
+    array is made, so that lists sharing parts cannot explode.
+    """
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, int | float):
-        return value
+        return _number(value, name)
     if not isinstance(value, list | tuple) or depth >= 8:
         raise InputError(f"{name}: not an array of numbers")
+    if id(value) not in done:
+        parts: Any = value
+        if not all(type(entry) is float or type(entry) is int for entry in value):
+            parts = [_plain(entry, name, done, depth + 1) for entry in value]
+            if sum(part.size for part in parts) > MAX_ITEMS:
+                raise InputError(f"{name}: more than {MAX_ITEMS} numbers")
+        try:
+            done[id(value)] = np.asarray(parts)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise InputError(f"{name}: lists of unequal length or not of numbers") from error
+    return done[id(value)]
+
+
+def _number(value: float, name: str) -> NDArray[Any]:
     try:
-        return np.asarray([_plain(entry, name, left, depth + 1) for entry in value])
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{name}: lists of unequal length or not of numbers") from error
+        return np.asarray(value, np.float64)
+    except OverflowError as error:
+        raise InputError(f"{name}: a number that is too large") from error

@@ -78,7 +78,7 @@ def _arm_reach(solid: Flags, lab: Grey, edges: Grey, body: Anatomy, side: str) -
     """
     line = arm_line(body, side)
     near_bone = distance_to(solid.shape, line) < max(2.0, 0.006 * body.height)
-    colours = _main_colours(lab[near_bone & solid]) if (near_bone & solid).sum() > 20 else None
+    colours = main_colours(lab[near_bone & solid]) if (near_bone & solid).sum() > 20 else None
     trunk = (body.neck + body.mid_hip) / 2
     patience = max(3, round(0.015 * body.height))
     limit = 0.6 * sum(float(np.linalg.norm(b - a)) for a, b in itertools.pairwise(line))
@@ -236,19 +236,33 @@ def _trimmed(region: Flags, solid: Flags, lab: Grey, body: Anatomy, side: str, r
         (hand, arm_line(body, side, 0.0, 0.45)[-2:]),
     ):
         distance = distance_to(solid.shape, line)
-        rows, columns = np.nonzero(region & zone)
-        near_line = distance[rows, columns]
-        colours = lab[rows, columns]
-        core = colours[near_line < 0.5 * radius]
+        core = lab[region & zone & (distance < 0.5 * radius)]
         if len(core) < 50:
             continue
-        main = _main_colours(core[:: max(1, len(core) // 3000)])
-        unlike = np.min([np.linalg.norm(colours - colour, axis=-1) for colour in main], 0)
-        odd = (near_line > 0.6 * radius) & (unlike > 26)
-        foreign = np.zeros(solid.shape, np.uint8)
-        foreign[rows[odd], columns[odd]] = 1
-        region = region & ~(cv2.morphologyEx(foreign, cv2.MORPH_OPEN, brush) > 0)
+        main = main_colours(core[:: max(1, len(core) // 3000)])
+        # look a little beyond the arm: a lock of hair is thin where it crosses the sleeve, broad behind it
+        y0, y1, x0, x1 = _around(region & zone, round(1.5 * radius))
+        window = np.s_[y0:y1, x0:x1]
+        unlike = np.min([np.linalg.norm(lab[window] - colour, axis=-1) for colour in main], 0)
+        foreign = (solid[window] & (distance[window] > 0.6 * radius) & (unlike > 26)).astype(np.uint8)
+        broad = cv2.morphologyEx(foreign, cv2.MORPH_OPEN, brush)
+        for _ in range(round(radius)):
+            broad = cv2.dilate(broad, np.ones((3, 3), np.uint8)) & foreign
+        region[window] &= ~((broad > 0) & zone[window])
     return np.asarray(region, bool)
+
+
+def _around(region: Flags, reach: int) -> tuple[int, int, int, int]:
+    """The bounding box of a region grown by `reach`: y0, y1, x0, x1 [px]."""
+    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    if len(rows) == 0:
+        return 0, 0, 0, 0
+    return (
+        max(int(rows[0]) - reach, 0),
+        min(int(rows[-1]) + 1 + reach, region.shape[0]),
+        max(int(columns[0]) - reach, 0),
+        min(int(columns[-1]) + 1 + reach, region.shape[1]),
+    )
 
 
 def _facing(shape: tuple[int, ...], body: Anatomy, side: str, point: NDArray[np.float64]) -> Flags:
@@ -266,7 +280,7 @@ def _facing(shape: tuple[int, ...], body: Anatomy, side: str, point: NDArray[np.
     return np.where(near_upper, votes[0], votes[1])
 
 
-def _main_colours(samples: Grey, count: int = 6, rounds: int = 8) -> Grey:
+def main_colours(samples: Grey, count: int = 6, rounds: int = 8) -> Grey:
     """`count` cluster centres of colours [N, 3], by farthest-point start and plain k-means.  Deterministic."""
     centres = [np.median(samples, 0)]
     for _ in range(count - 1):

@@ -112,6 +112,8 @@ def _find(
                 paper, score > 0, None, points * scale * paper.shape[1] / small.shape[1]
             )
             return _enlarged(_masked(score, region), width, height), "flat ground", notes
+        if (score > 0).mean() < LEAST_SHARE and share < LEAST_SHARE and len(points) < 4:
+            raise _too_small(float((score > 0).mean()), "what was found")
     notes = ()
     if prior is not None and share >= 0.5 * LEAST_SHARE:
         method = "net + grabcut"
@@ -180,13 +182,17 @@ def _checked(alpha: Map, method: str, notes: tuple[str, ...]) -> Mask:
     share = float((alpha > 0.5).mean())
     if share < LEAST_SHARE:
         source = {"file": "the mask given", "alpha": "the picture's transparency"}.get(method, "what was found")
-        raise NoFigureError(
-            f"no figure: {source} covers {share:.1%} of the picture, at least {LEAST_SHARE:.0%} is needed."
-            " Crop the picture or give --mask FILE"
-        )
+        raise _too_small(share, source)
     if share > 0.95:
         notes = (*notes, "the figure fills the whole picture: there is no background behind it")
     return Mask(alpha, method, notes)
+
+
+def _too_small(share: float, source: str) -> NoFigureError:
+    return NoFigureError(
+        f"no figure: {source} covers {share:.1%} of the picture, at least {LEAST_SHARE:.0%} is needed."
+        " Crop the picture or give --mask FILE"
+    )
 
 
 def _points(joints: PoseSequence | None, shape: tuple[int, ...]) -> NDArray[np.float64]:

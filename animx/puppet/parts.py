@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from animx.puppet.anatomy import ARM, SIDES, Anatomy
-from animx.puppet.arms import cut_arms
+from animx.puppet.arms import cut_arms, main_colours
 from animx.puppet.matting import cut_out
 from animx.puppet.regions import Flags, Grey, distance_to, leg_line, near, nearest_true
 
@@ -66,7 +66,7 @@ def cut(rgb: NDArray[np.uint8], mask: Grey, body: Anatomy) -> Parts:
     own = solid & ~arm_pixels
     behind = _behind_arms(own, arm_pixels, solid, body, radius)
     leg_radius = _leg_radius(solid, body)
-    leg_cut, leg_side = _split_legs(own, body)
+    leg_cut, leg_side = _split_legs(rgb, own, body)
     # the body's soft rim belongs to whichever part is nearest
     share = _soft_share(own, solid)
     body_alpha = alpha * share
@@ -184,8 +184,12 @@ def _leg_radius(solid: Flags, body: Anatomy) -> float:
     return max(float(np.median(np.array(lengths))), 0.012 * body.height, 3.0)
 
 
-def _split_legs(own: Flags, body: Anatomy) -> tuple[float | None, NDArray[np.int8]]:
-    """The row where the legs part, and the side of each pixel below it (1 right, 2 left, 0 none)."""
+def _split_legs(rgb: NDArray[np.uint8], own: Flags, body: Anatomy) -> tuple[float | None, NDArray[np.int8]]:
+    """The row where the legs part, and the side of each pixel below it (1 right, 2 left, 0 none).
+
+    They part where the figure opens between the leg bones, or where, below the knees, the ground shows between them
+    although the mask holds it: its colour is that of neither leg.
+    """
     nothing = np.zeros(own.shape, np.int8)
     if len(body.legs) < 2:
         return None, nothing
@@ -195,11 +199,13 @@ def _split_legs(own: Flags, body: Anatomy) -> tuple[float | None, NDArray[np.int
     if any(line[-1][1] <= line[0][1] for line in lines.values()) or bottom <= top + 4:
         return None, nothing
     tolerance = max(2, round(0.012 * body.height))
+    strange = _strange_between(rgb, own, lines)
     cut, open_rows = None, 0
     for y in range(top, bottom + 1):
         columns = [_column(line, y) for line in lines.values()]
         x0, x1 = min(columns), max(columns)
-        between = own[y, max(int(x0), 0) : int(x1) + 1]
+        span = np.s_[max(int(x0), 0) : int(x1) + 1]
+        between = own[y, span] & ~strange[y, span]
         gap = bool(len(between)) and _longest_gap(between) > max(1.0, 0.05 * (x1 - x0))
         open_rows = open_rows + 1 if gap else 0
         if open_rows >= tolerance:
@@ -212,6 +218,36 @@ def _split_legs(own: Flags, body: Anatomy) -> tuple[float | None, NDArray[np.int
     below[:cut] = False
     leg_side = np.where(below, np.where(right <= left, 1, 2), 0).astype(np.int8)
     return float(cut), leg_side
+
+
+def _strange_between(rgb: NDArray[np.uint8], own: Flags, lines: dict[str, list[NDArray[np.float64]]]) -> Flags:
+    """Pixels below both knees, between the shins, that look like the ground beside the figure and unlike the shins."""
+    found = np.zeros(own.shape, bool)
+    if any(len(line) < 3 for line in lines.values()):
+        return found
+    top = max(int(max(float(line[1][1]) for line in lines.values())), 0)
+    bottom = min(int(min(float(line[2][1]) for line in lines.values())), own.shape[0])
+    if bottom - top < 8:
+        return found
+    lab = cv2.cvtColor(rgb[top:bottom], cv2.COLOR_RGB2LAB).astype(np.float32)
+    ground = lab[~near(own, 5)[top:bottom]]
+    if len(ground) < 100:
+        return found
+    grounds = main_colours(ground[:: max(1, len(ground) // 3000)], 10)
+    for y in range(top, bottom):
+        x0, x1 = sorted(round(_column(line, y)) for line in lines.values())
+        third, row = (x1 - x0) // 3, lab[y - top]
+        if third < 3 or x0 < 2 or x1 > own.shape[1] - 3:
+            continue
+        middle = row[x0 + third : x1 - third + 1]
+        shins = np.concatenate([row[x0 - 2 : x0 + third // 2], row[x1 - third // 2 : x1 + 3]])
+        unlike = np.linalg.norm(middle[:, None] - shins[None], axis=-1).min(1) > 30
+        alike = np.linalg.norm(middle[:, None] - grounds[None], axis=-1).min(1) < 25
+        odd = unlike & alike
+        # a button or a stripe is no gap
+        if odd.mean() > 0.5:
+            found[y, x0 + third : x1 - third + 1] = odd
+    return found
 
 
 def _column(line: list[NDArray[np.float64]], y: float) -> float:

@@ -135,7 +135,9 @@ def build(rgb: Image, mask: NDArray[np.float32], body: Anatomy) -> Puppet:
     cell = cell_size(body.height)
     sheets = []
     for layer in parts.layers:
-        mesh = build_mesh(layer, cell, body.size)
+        # arms bend most: a finer mesh keeps the elbow round
+        fine = 0.6 if layer.name.endswith("_arm") else 1.0
+        mesh = build_mesh(layer, cell * fine, body.size)
         if len(mesh.triangles) == 0:
             continue
         weights = weigh(layer.name, mesh.vertices, body, parts, legs)

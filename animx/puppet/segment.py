@@ -90,7 +90,8 @@ def grow(rgb: Rgb, prior: Map, sure: Flags | None = None, band: float = 0.06) ->
     if sure is not None:
         trimap[sure[window]] = cv2.GC_FGD
     figure = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
-    if figure.sum() < 10 or (~figure).sum() < 10:  # GrabCut needs samples of both
+    # GrabCut needs samples of both, and takes minutes over a picture of one colour.
+    if figure.sum() < 10 or (~figure).sum() < 10 or colour.std(axis=(0, 1)).max() < 3:
         score[window] = np.where(figure, 4.0, -4.0)
         return score
     ground_model, figure_model = np.zeros((1, 65)), np.zeros((1, 65))

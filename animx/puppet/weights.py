@@ -55,6 +55,12 @@ def weigh(layer: str, vertices: Vector, body: Anatomy, parts: Parts, field: LegF
     head = _head(vertices, body) if body.head else np.zeros(count)
     if field is not None:
         leave, mix = field.at(vertices)
+        if layer.endswith("_leg") and parts.leg_cut is not None:
+            # a leg's own sheet follows that leg alone, from a little below the cut on
+            own = np.array([[layer == f"{side}_leg"] for side in body.legs], np.float64)
+            apart = smooth_step((vertices[:, 1] - parts.leg_cut) / (0.02 * body.height))
+            mix = mix + (own - mix) * apart
+            leave = leave + (1 - leave) * apart * (leave > 0.5)
         for i, side in enumerate(body.legs):
             names.append(f"{side}_leg")
             share.append(mix[i] * (1 - (head > 0)))

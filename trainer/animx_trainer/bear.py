@@ -35,6 +35,7 @@ PALETTES = palettes(
 )
 
 SCENE = "meadow"
+SHADOW = 0.16
 
 
 def draw(painter: Painter, pose: Pose, c: Colours) -> None:

@@ -23,17 +23,18 @@ from animx_trainer.features import (
 )
 
 BODY = Proportions(
-    head=0.42, shoulders=0.148, torso=0.26, upper_arm=0.135, forearm=0.125, hips=0.075, thigh=0.075, shin=0.075,
+    head=0.42, shoulders=0.148, torso=0.26, upper_arm=0.125, forearm=0.115, hips=0.092, thigh=0.075, shin=0.075,
     sole=0.045, foot=0.07, face=0.12, eyes=0.055, ears=0.13,
 )  # fmt: skip
 
 PALETTES = palettes(
-    "glass=d7efe6 juice=ff9a2e deep=f26a1b label=fff6e0 mark=f2762e cap=2fa36b limb=3a3140 glove=ffffff shoe=2fa36b",
-    "glass=e3ecfa juice=e8527a deep=b92b58 label=fff3f6 mark=d43d6a cap=4b5fd1 limb=2e2a44 glove=ffffff shoe=4b5fd1",
-    "glass=e6f3dc juice=a6cf3b deep=6fa126 label=fbffe9 mark=79a92a cap=e2572f limb=34402c glove=ffffff shoe=e2572f",
+    "glass=ffd59a juice=ff9a2e deep=f26a1b label=fff6e0 mark=f2762e cap=2fa36b limb=3a3140 glove=ffffff shoe=2fa36b",
+    "glass=f9b9cb juice=e8527a deep=b92b58 label=fff3f6 mark=d43d6a cap=4b5fd1 limb=2e2a44 glove=ffffff shoe=4b5fd1",
+    "glass=d9efa6 juice=a6cf3b deep=6fa126 label=fbffe9 mark=79a92a cap=e2572f limb=34402c glove=ffffff shoe=e2572f",
 )
 
-SCENE = "kitchen"
+SCENE = "mint"
+SHADOW = 0.0
 
 
 def draw(painter: Painter, pose: Pose, c: Colours) -> None:
@@ -41,7 +42,7 @@ def draw(painter: Painter, pose: Pose, c: Colours) -> None:
     h, line, at = pose.height, 0.004 * pose.height, spine(pose, below=0.045)
     radii = (0.021, 0.019, 0.018)
     paint_arms(painter, pose, c["limb"], radii, c["glove"], 0.044, behind=True)
-    paint_legs(painter, pose, c["limb"], (0.024, 0.022, 0.021), c["shoe"], 0.036)
+    paint_legs(painter, pose, c["limb"], (0.024, 0.022, 0.021), c["shoe"], 0.033)
     edge = shadow_of(c["juice"], 1.35)
     body = both_sides(
         at, (0.11, 0.0), (0.148, 0.02), (0.152, 0.06), (0.152, 0.40), (0.146, 0.46), (0.118, 0.52), (0.078, 0.565),
@@ -53,7 +54,7 @@ def draw(painter: Painter, pose: Pose, c: Colours) -> None:
     cheek = (1.0, 0.45, 0.42)
     paint_face(painter, pose, at, glass, v=0.335, eye=(0.024, 0.033), apart=0.062, cheek=cheek, mouth=0.05)
     for u, low, high, radius, strength in (
-        (-0.128, 0.08, 0.43, 0.0085, 0.65),
+        (-0.128, 0.08, 0.42, 0.0085, 0.65),
         (-0.106, 0.33, 0.43, 0.005, 0.5),
         (0.134, 0.06, 0.2, 0.005, 0.35),
     ):
@@ -74,17 +75,17 @@ def _juice(painter: Painter, pose: Pose, at: At, c: Colours, glass: Stencil) -> 
     """The juice stays level a little longer than the bottle, and carries bubbles."""
     h, slosh = pose.height, float(dragged(pose)[0]) * 0.02
     fill = patch(
-        at, (0.17, -0.03), (0.17, 0.2), (0.17, 0.445 + slosh), (0.08, 0.452 + slosh * 0.4), (0.0, 0.45),
-        (-0.08, 0.452 - slosh * 0.4), (-0.17, 0.445 - slosh), (-0.17, 0.2), (-0.17, -0.03),
+        at, (0.17, -0.03), (0.17, 0.2), (0.17, 0.505 + slosh), (0.08, 0.512 + slosh * 0.4), (0.0, 0.51),
+        (-0.08, 0.512 - slosh * 0.4), (-0.17, 0.505 - slosh), (-0.17, 0.2), (-0.17, -0.03),
     )  # fmt: skip
     inside = painter.paint(fill, c["juice"], bottom=c["deep"], clip=glass, shade=0.55, softness=0.3)
     pale = mix(c["juice"], WHITE, 0.6)
     for u, v, radius in (
-        (-0.09, 0.415, 0.008),
-        (-0.06, 0.43, 0.005),
-        (0.10, 0.40, 0.006),
-        (0.115, 0.425, 0.009),
-        (0.07, 0.432, 0.004),
+        (-0.08, 0.475, 0.008),
+        (-0.05, 0.49, 0.005),
+        (0.085, 0.46, 0.006),
+        (0.075, 0.485, 0.009),
+        (0.04, 0.492, 0.004),
     ):
         painter.paint(ellipse(at(u, v), radius * h, radius * h), pale, opacity=0.8, clip=inside)
 

@@ -41,6 +41,7 @@ PALETTES = palettes(
 )
 
 SCENE = "studio"
+SHADOW = 0.42
 
 
 def draw(painter: Painter, pose: Pose, colours: Mapping[str, Colour]) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from animx.canvas import Canvas
 from animx.errors import UsageError, nearest
-from animx_trainer.brush import Colour, Painter, blob, ellipse, hexcolour, mix, polygon, tube
+from animx_trainer.brush import Colour, Painter, blob, ellipse, hexcolour, mix
 
 Picture = NDArray[np.float32]
 
@@ -38,6 +38,12 @@ def _rows(canvas: Canvas, *stops: tuple[float, Colour]) -> Picture:
     row: NDArray[np.float64] = np.stack([np.interp(y, places, [colour[k] for _, colour in stops]) for k in range(3)], 1)
     out: Picture = np.repeat(row[:, None].astype(np.float32), canvas.width, 1)
     return out
+
+
+def _aside(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
+    """Places across the picture (0..1) that leave the middle free, where the figure stands."""
+    side = np.where(rng.random(count) < 0.5, 0.0, 0.74)
+    return np.asarray(side + rng.uniform(0.03, 0.23, count))
 
 
 def _laid(picture: Picture, painter: Painter) -> Picture:
@@ -68,46 +74,24 @@ def _plain(canvas: Canvas, floor: float, rng: np.random.Generator) -> Picture:
     return _rows(canvas, (0.0, (r, g, b)), (1.0, (r, g, b)))
 
 
-def _kitchen(canvas: Canvas, floor: float, rng: np.random.Generator) -> Picture:
-    """Mint tiles and a wooden table top."""
-    w, h = canvas.size
-    tile, top = hexcolour("#bfe3dc"), floor - 0.075 * h
-    out = _rows(canvas, (0, mix(tile, (1, 1, 1), 0.35)), (1, tile))
-    painter, step = Painter(canvas), w / 5.0
-    for k in range(7):
-        x = (k - 0.5) * step
-        painter.paint(tube([(x, 0), (x, top)], [0.0035 * h] * 2), mix(tile, (1, 1, 1), 0.65))
-    for k in range(int(top / step) + 1):
-        y = top - k * step
-        painter.paint(tube([(-9, y), (w + 9, y)], [0.0035 * h] * 2), mix(tile, (1, 1, 1), 0.65))
-    wood = hexcolour("#d9a066")
-    board = polygon([(-50, top), (w + 50, top), (w + 50, h + 60), (-50, h + 60)])
-    painter.paint(board, wood, bottom=hexcolour("#c98b50"))
-    painter.paint(tube([(-9, top), (w + 9, top)], [0.006 * h] * 2), mix(wood, (1, 1, 1), 0.45))
-    for k, y in enumerate((0.035, 0.062, 0.10, 0.125)):
-        line = [(w * u, top + y * h + 0.004 * h * np.sin(5 * u + k)) for u in np.linspace(-0.02, 1.02, 9)]
-        painter.paint(tube(line, [0.0022 * h] * 9), hexcolour("#b97a42"), opacity=0.5)
-    return _laid(out, painter)
+def _mint(canvas: Canvas, floor: float, rng: np.random.Generator) -> Picture:
+    """A mint backdrop that runs softly into the floor."""
+    wall = hexcolour("#bfe3dc")
+    return _rows(canvas, (0, mix(wall, (1, 1, 1), 0.45)), (0.75, wall), (1, mix(wall, (1, 1, 1), 0.25)))
 
 
 def _night(canvas: Canvas, floor: float, rng: np.random.Generator) -> Picture:
-    """A night sky with moon and stars over dark hills."""
+    """A night sky with a moon and stars."""
     w, h = canvas.size
     out = _rows(canvas, (0, hexcolour("#1b2352")), (0.55, hexcolour("#3d4a8f")), (1, hexcolour("#6a6fb5")))
     painter = Painter(canvas)
-    for x, y, size in zip(
-        rng.uniform(0.03, 0.97, 40) * w, rng.uniform(0.02, 0.55, 40) * h, rng.uniform(0.0010, 0.0030, 40), strict=True
-    ):
-        painter.paint(ellipse((x, y), size * h, size * h), (1.0, 0.98, 0.85), opacity=0.85)
-    moon = (0.80 * w, 0.13 * h)
-    for radius, strength in ((0.11, 0.08), (0.085, 0.12)):
-        painter.paint(ellipse(moon, radius * h, radius * h), (1.0, 0.97, 0.8), opacity=strength)
-    disc = painter.paint(ellipse(moon, 0.06 * h, 0.06 * h), (1.0, 0.96, 0.80), shade=0.3)
-    for dx, dy, r in ((-0.02, -0.012, 0.012), (0.016, 0.018, 0.016), (0.022, -0.022, 0.008)):
+    places = zip(rng.uniform(0.06, 0.94, 40), rng.uniform(0.04, 0.5, 40), rng.uniform(0.0010, 0.0028, 40), strict=True)
+    for x, y, size in places:
+        painter.paint(ellipse((x * w, y * h), size * h, size * h), (1.0, 0.98, 0.85), opacity=0.85)
+    moon = (0.80 * w, 0.125 * h)
+    disc = painter.paint(ellipse(moon, 0.05 * h, 0.05 * h), (1.0, 0.96, 0.80), shade=0.3)
+    for dx, dy, r in ((-0.016, -0.010, 0.010), (0.013, 0.015, 0.013), (0.018, -0.018, 0.007)):
         painter.paint(ellipse((moon[0] + dx * h, moon[1] + dy * h), r * h, r * h), (0.93, 0.87, 0.68), clip=disc)
-    for base, colour, wave in ((0.80, "#343a78", 1.9), (0.88, "#272c5e", 4.1)):
-        ridge = [(w * u, h * (base + 0.022 * np.sin(wave + 6 * u))) for u in np.linspace(-0.1, 1.1, 12)]
-        painter.paint(blob([*ridge, (1.3 * w, 1.2 * h), (-0.3 * w, 1.2 * h)]), hexcolour(colour))
     return _laid(out, painter)
 
 
@@ -123,12 +107,12 @@ def _meadow(canvas: Canvas, floor: float, rng: np.random.Generator) -> Picture:
         ]
         painter.paint(puffs, (1, 1, 1), opacity=0.85)
     for base, high, low, wave, tall in (
-        (0.70, "#a9d8a0", "#8fca8c", 0.3, 0.035),
-        (0.80, "#86c56f", "#5fa950", 2.4, 0.018),
+        (0.79, "#a9d8a0", "#8fca8c", 0.3, 0.025),
+        (0.85, "#86c56f", "#5fa950", 2.4, 0.012),
     ):
         ridge = [(w * u, h * (base + tall * np.sin(wave + 5 * u))) for u in np.linspace(-0.1, 1.1, 12)]
         painter.paint(blob([*ridge, (1.3 * w, 1.3 * h), (-0.3 * w, 1.3 * h)]), hexcolour(high), bottom=hexcolour(low))
-    for x, y, k in zip(rng.uniform(0.03, 0.97, 26), rng.uniform(0.87, 0.985, 26), rng.integers(0, 3, 26), strict=True):
+    for x, y, k in zip(_aside(rng, 26), rng.uniform(0.89, 0.985, 26), rng.integers(0, 3, 26), strict=True):
         colour = ((1.0, 0.98, 0.9), (1.0, 0.85, 0.35), (0.98, 0.62, 0.7))[int(k)]
         for a in np.arange(5) * 2 * np.pi / 5:
             painter.paint(
@@ -139,6 +123,6 @@ def _meadow(canvas: Canvas, floor: float, rng: np.random.Generator) -> Picture:
 
 
 SCENES: Mapping[str, Callable[[Canvas, float, np.random.Generator], Picture]] = MappingProxyType(
-    {"studio": _studio, "plain": _plain, "kitchen": _kitchen, "night": _night, "meadow": _meadow}
+    {"studio": _studio, "plain": _plain, "mint": _mint, "night": _night, "meadow": _meadow}
 )
 """Backgrounds by name."""

@@ -89,6 +89,8 @@ class Character:
     colours: Mapping[str, Colour]
     scene: str = "studio"
     """Background that suits it, a name of `animx_trainer.scenery.SCENES`."""
+    shadow: float = 0.16
+    """How dark its shadow on the floor is, 0..1."""
 
     @property
     def missing(self) -> frozenset[int]:
@@ -109,7 +111,7 @@ def character(kind: str, seed: int = 0) -> Character:
         rng = np.random.default_rng(seed)
         limbs = {name: getattr(body, name) * float(rng.uniform(0.85, 1.2)) for name in LIMBS}
         body = replace(body, **limbs)
-    return Character(kind, body, drawn.PALETTES[seed % len(drawn.PALETTES)], drawn.SCENE)
+    return Character(kind, body, drawn.PALETTES[seed % len(drawn.PALETTES)], drawn.SCENE, drawn.SHADOW)
 
 
 def rest_pose(who: Character, canvas: Canvas) -> Pose:
@@ -133,7 +135,7 @@ def draw_character(
         background = scenery.scene(background or who.scene, canvas, pose.floor, seed)
     if background.shape != (canvas.height, canvas.width, 3):
         raise UsageError(f"background: shape {list(background.shape)}, expected {[canvas.height, canvas.width, 3]}")
-    behind = _shadow(pose, background)
+    behind = _shadow(pose, background, who.shadow) if who.shadow > 0 else background
     rgb = colour + behind * (1 - mask[..., None])
     return (np.clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8), mask, _keypoints([pose], who, canvas, Fraction(25))
 
@@ -178,10 +180,10 @@ def _keypoints(poses: list[Pose], who: Character, canvas: Canvas, fps: Fraction)
     )
 
 
-def _shadow(pose: Pose, background: NDArray[np.float32]) -> NDArray[np.float32]:
+def _shadow(pose: Pose, background: NDArray[np.float32], strength: float) -> NDArray[np.float32]:
     """The background with the figure's shadow on the floor: smaller and fainter the higher the feet are."""
     feet = pose.joints[[sk.L_ANKLE, sk.R_ANKLE]]
     lift = max(0.0, (pose.floor - float(feet[:, 1].max())) / pose.height - 0.06)
     middle = float(pose.joints[[sk.L_HIP, sk.R_HIP], 0].mean())
     wide = pose.height * (0.24 + 0.15 * abs(float(feet[0, 0] - feet[1, 0])) / pose.height) * (1 - lift)
-    return scenery.floor_shadow(background, middle, pose.floor, wide, 0.42 * max(0.2, 1 - 2.2 * lift))
+    return scenery.floor_shadow(background, middle, pose.floor, wide, strength * max(0.2, 1 - 2.2 * lift))
