@@ -23,6 +23,7 @@ from animx import __version__
 from animx.canvas import Canvas
 from animx.diffusion.clip import make_clip
 from animx.diffusion.components import Components, load_components, save_components
+from animx.diffusion.ranks import Ranks
 from animx.diffusion.render import Drift, Settings, StepProgress, render_clip
 from animx.diffusion.sampler import Guidance
 from animx.errors import UsageError
@@ -97,6 +98,7 @@ class AnimateXPipeline:
         drift: Drift | None = None,
         on_step: StepProgress | None = None,
         callback_on_step_end: StepCallback | None = None,
+        ranks: Ranks | None = None,
     ) -> Iterator[NDArray[np.uint8]]:
         """Yield RGB frames [H, W, 3] on the canvas of `poses`, one per pose, as segments are finished.
 
@@ -116,7 +118,14 @@ class AnimateXPipeline:
                 callback_on_step_end(self, segment, step, {"latents": latents})
 
         yield from render_clip(
-            self.components, clip, settings, store=store, drift=drift, on_step=on_step, on_latents=on_latents
+            self.components,
+            clip,
+            settings,
+            store=store,
+            drift=drift,
+            on_step=on_step,
+            on_latents=on_latents,
+            ranks=ranks,
         )
 
     def __call__(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from animx.diffusion.clip import Clip
 from animx.diffusion.components import Components
+from animx.diffusion.ranks import Ranks
 from animx.diffusion.sampler import Guidance, denoise, segment_noise
 from animx.diffusion.steppers import make_stepper
 from animx.diffusion.windows import Segment, blend_weights, cut_segments, cut_windows
@@ -66,12 +67,14 @@ def render_clip(
     drift: Drift | None = None,
     on_step: StepProgress | None = None,
     on_latents: Callable[[int, int, Tensor], Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield RGB frames [H, W, 3] of the whole clip, in order.  The same settings and weights give the same frames.
 
     `store` keeps each finished segment's latents, and finished ones are taken from it.  `on_step(done, total)` counts
-    denoising steps over all segments.
+    denoising steps over all segments.  With several `ranks` only the first decodes and yields.
     """
+    ranks = ranks or Ranks()
     segments = cut_segments(clip.frames, settings.window, settings.overlap, settings.windows)
     steps = len(make_stepper(settings.scheduler, settings.steps).timesteps)
     total = steps * len(segments)
@@ -79,10 +82,13 @@ def render_clip(
     anchor: tuple[Tensor, Tensor] | None = None
     for number, segment in enumerate(segments):
         saved = store.load(number) if store is not None else None
-        if saved is not None:
-            latents = torch.from_numpy(saved["latents"])
+        ready = ranks.from_first(None if saved is None else torch.from_numpy(saved["latents"]))
+        if ready is not None:
+            latents = ready
         else:
-            latents = _segment(components, clip, settings, segment, number, known, on_latents, on_step, steps, total)
+            latents = _segment(
+                components, clip, settings, segment, number, known, on_latents, on_step, steps, total, ranks
+            )
             if number and settings.colour and anchor is not None:
                 latents = _recolour(latents, segment, anchor, drift)
             if store is not None:
@@ -91,7 +97,8 @@ def render_clip(
             on_step(steps * (number + 1), total)
         if anchor is None:
             anchor = _statistics(latents)
-        yield from _decoded(components, latents[:, :, segment.known :], settings.decode_batch)
+        if ranks.is_first:
+            yield from _decoded(components, latents[:, :, segment.known :], settings.decode_batch)
         known = latents[:, :, latents.shape[2] - settings.overlap :] if settings.overlap else None
 
 
@@ -106,6 +113,7 @@ def _segment(
     on_step: StepProgress | None,
     steps: int,
     total: int,
+    ranks: Ranks,
 ) -> Tensor:
     """Latents [1, 4, F, h, w] of one segment, float32 on the CPU."""
     unet = components.unet
@@ -137,6 +145,7 @@ def _segment(
             settings.guidance,
             known.to(noise) if known is not None and segment.known else None,
             step,
+            ranks.evaluate,
         )
     return out.cpu()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -53,8 +54,11 @@ def denoise(
     guidance: Guidance,
     known: Tensor | None = None,
     on_step: Callable[[int, int, Tensor], None] | None = None,
+    evaluate: Callable[[Sequence[Callable[[], Tensor]], Tensor], list[Tensor]] | None = None,
 ) -> Tensor:
     """Latents of a segment from its noise.
+
+    `evaluate(tasks, like)` runs the network calls of one step and returns their results in order (see `Ranks`).
 
     `known` [1, 4, K, h, w] are the finished latents of the first K frames: before every step they are put at that
     step's noise level with the segment's own noise, and come out unchanged.
@@ -67,11 +71,18 @@ def denoise(
             x = torch.cat([stepper.noised(known, noise[:, :, :count], index), x[:, :, count:]], dim=2)
         time = torch.full((1,), t, dtype=torch.int64, device=x.device)
         velocity = torch.zeros_like(x)
+        is_guided = guidance.acts(index, steps)
+        branches = (conditional, unconditional) if is_guided else (conditional,)
+        tasks = [
+            partial(branch, x[:, :, first:last], time, number)
+            for number, (first, last) in enumerate(windows)
+            for branch in branches
+        ]
+        results = iter(evaluate(tasks, x) if evaluate is not None else (task() for task in tasks))
         for number, (first, last) in enumerate(windows):
-            part = x[:, :, first:last]
-            v = conditional(part, time, number)
-            if guidance.acts(index, steps):
-                v = guided(v, unconditional(part, time, number), guidance.scale)
+            v = next(results)
+            if is_guided:
+                v = guided(v, next(results), guidance.scale)
             if len(windows) == 1:
                 velocity = v
             else:

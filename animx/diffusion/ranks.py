@@ -1,0 +1,86 @@
+"""Several processes on one render: windows and guidance branches are dealt out, results are shared, all stay equal.
+
+Started with `torchrun --nproc-per-node N -m animx render ...`; without it there is one rank and nothing is sent.
+Every rank holds the same latents; rank 0 alone reads and writes files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class Ranks:
+    """This process among its peers."""
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def evaluate(self, tasks: Sequence[Callable[[], Tensor]], like: Tensor) -> list[Tensor]:
+        """Results of all tasks, in order.  Task i runs on rank i mod size; every result has the shape of its window.
+
+        A task's result reaches the others bit by bit, so the sum of all is the same as in one process.
+        """
+        if self.size == 1:
+            return [task() for task in tasks]
+        import torch.distributed as dist
+
+        own = {i: task() for i, task in enumerate(tasks) if i % self.size == self.rank}
+        results = []
+        for i in range(len(tasks)):
+            owner = i % self.size
+            shape = [list(own[i].shape)] if owner == self.rank else [[]]
+            dist.broadcast_object_list(shape, src=owner)
+            value = own[i].contiguous() if owner == self.rank else like.new_empty(shape[0])
+            dist.broadcast(value, src=owner)
+            results.append(value)
+        return results
+
+    def from_first(self, value: Tensor | None) -> Tensor | None:
+        """What rank 0 holds (None included), on every rank; CPU tensors."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        box = [value if self.is_first else None]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+def rank_of_environment() -> tuple[int, int]:
+    """(rank, size) as torchrun announces them; (0, 1) without it.  Reads no torch."""
+    try:
+        rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError:
+        return 0, 1
+    return (rank, size) if size > 1 else (0, 1)
+
+
+def join(device: str) -> Ranks:
+    """Join the group that torchrun has made, if it has; `device` decides between gloo and nccl."""
+    rank, size = rank_of_environment()
+    if size == 1:
+        return Ranks()
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if device.startswith("cuda"):
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return Ranks(rank, size)
