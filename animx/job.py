@@ -30,6 +30,12 @@ def job_folder(out: str | Path) -> Path:
     return Path(f"{out}{SUFFIX}")
 
 
+def forget(folder: Path) -> None:
+    """Delete a job folder, if it is one: the output is in place."""
+    if (folder / "plan.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def plan_hash(plan: Mapping[str, Any]) -> str:
     """sha256 of a plan: key order does not matter, every value does."""
     return hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()
@@ -114,7 +120,7 @@ class ChunkStore:
 
     def remove(self) -> None:
         """Delete the folder: the output is in place."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        forget(self.folder)
 
 
 def _sha256(path: Path) -> str:

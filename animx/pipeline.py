@@ -36,7 +36,7 @@ from animx.driving import (
 )
 from animx.engine import Background, Engine, Plan, RenderJob
 from animx.errors import UsageError
-from animx.job import job_folder
+from animx.job import forget, job_folder
 from animx.pose.sequence import PoseSequence
 from animx.prepare import (
     Reference,
@@ -45,6 +45,7 @@ from animx.prepare import (
     place_reference,
     prepare_reference,
 )
+from animx.processes import is_first
 from animx.request import (
     RenderOptions,
     Stage,
@@ -139,8 +140,14 @@ def render(
         if dry_run:
             plan = _whole_plan(engine.plan(job), extracts=ready.stream is not None)
             return replace(result, plan=plan, warnings=tuple(warned))
+        if not is_first():
+            for _ in engine.render(job):  # helps the first process, which alone writes
+                pass
+            return result
         audio = find_audio(ready.stream, options)
         _write(engine, job, result, options, audio, overwrite, warned, on_progress)
+        if job.folder is not None:
+            forget(job.folder)
         return replace(result, recipe={**recipe, "warnings": sorted(warned)}, warnings=tuple(warned))
 
 

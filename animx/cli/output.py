@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import animx
 from animx.errors import UsageError
+from animx.processes import is_first
 
 BAR_WIDTH = 28
 BAR_EVERY_S = 0.1
@@ -70,7 +71,7 @@ class Output:
 
     def say(self, line: str) -> None:
         """One line for the person at the terminal; silent with `--quiet`."""
-        if not self.quiet:
+        if not self.quiet and is_first():
             self._line(line)
 
     def warn(self, message: str) -> None:
@@ -79,7 +80,7 @@ class Output:
             return
         self._seen.add(message)
         self.warnings.append(message)
-        if not self.quiet:
+        if not self.quiet and is_first():
             self._line(f"{self._paint('animx: warning:', '33')} {message}")
 
     def error(self, message: str, kind: str = "", exit_code: int = 1, as_json: bool | None = None) -> None:
@@ -100,6 +101,8 @@ class Output:
 
     def result(self, data: Mapping[str, Any], text: str | Sequence[str] = ()) -> None:
         """The result: `data` as one JSON object with `--json`, else the lines of `text`."""
+        if not is_first():
+            return  # under torchrun one process speaks for all
         if self.as_json:
             self._print_json(data)
         elif not self.stdout_taken:
@@ -130,6 +133,8 @@ class Output:
         if mode == "auto":
             usable = _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
             mode = "bar" if usable and not self.quiet else "none"
+        if not is_first():
+            mode = "none"
         return Stages(self, mode)
 
     def _clear_bar(self) -> None:

@@ -57,7 +57,7 @@ class Components:
     def to(self, device: torch.device, dtype: torch.dtype) -> Components:
         """All parts on one device; the networks in `dtype`."""
         for part in (self.unet, self.vae, self.image_encoder):
-            part.to(device=device, dtype=dtype)
+            nn.Module.to(part, device=device, dtype=dtype)  # the libraries' own `to` talks to stderr
         return self
 
 

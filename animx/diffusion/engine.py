@@ -130,6 +130,7 @@ class AnimateXEngine:
     def _frames(
         self, pipeline: Any, job: RenderJob, run: _Run, weights: str, on_progress: Progress
     ) -> Iterator[NDArray[np.uint8]]:
+        from animx.diffusion.ranks import join
         from animx.diffusion.render import Drift
         from animx.image import resize
 
@@ -139,8 +140,9 @@ class AnimateXEngine:
             )
         canvas = model_canvas(job.canvas)
         where = place(job.canvas, canvas)
+        ranks = join(run.device)
         store = None
-        if job.folder is not None:
+        if job.folder is not None and ranks.is_first:
             plan = {**_plain(run.settings), "weights": weights, "dtype": run.dtype, "canvas": list(canvas.size),
                     "frames": job.poses.frames, **job.identity}  # fmt: skip
             store = ChunkStore(job.folder, plan, resume=bool(job.options.get("resume")))
@@ -155,11 +157,13 @@ class AnimateXEngine:
             store=store,
             drift=drift,
             on_step=on_progress,
+            ranks=ranks,
         )
         opaque = np.full((canvas.height, canvas.width, 1), 255, np.uint8)
         for frame in frames:
             whole = np.concatenate([frame, opaque], axis=2)
             yield whole if canvas == job.canvas else resize(whole, job.canvas)
+        ranks.close()
         if drift.largest > 0.5:
             log.warning(
                 "colours strayed by %.2f deviations between segments (%.2f left after the correction)",

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from animx.processes import rank_of_environment
+
 
 class Ranks:
     """This process among its peers."""
@@ -61,15 +63,6 @@ class Ranks:
 
             dist.barrier()
             dist.destroy_process_group()
-
-
-def rank_of_environment() -> tuple[int, int]:
-    """(rank, size) as torchrun announces them; (0, 1) without it.  Reads no torch."""
-    try:
-        rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError:
-        return 0, 1
-    return (rank, size) if size > 1 else (0, 1)
 
 
 def join(device: str) -> Ranks:
