@@ -86,6 +86,28 @@ def test_a_hole_at_the_border_is_filled_from_what_is_left(box):
     assert (filled >= known.min(0).astype(int) - 12).all()
 
 
+def test_colours_join_over_a_head():
+    """Rows just under the top of the hole know nothing of the sky above it: the step there is taken out."""
+    sky = np.full((480, 400, 3), (90, 150, 230), np.uint8)
+    sky[:, :130], sky[:, 270:] = (60, 110, 40), (60, 110, 40)  # trees left and right
+    mask = np.zeros((480, 400), np.float32)
+    mask[200:420, 120:280] = 1
+    out = fill_background(sky, mask).astype(int)
+    top = int(np.flatnonzero(hole_of(mask).any(1))[0])
+    step = np.abs(out[top, 180:220] - out[top - 1, 180:220]).mean()
+    deep = np.abs(out[top + 60, 180:220] - out[top - 1, 180:220]).mean()
+    assert step < 0.5 * deep
+
+
+def test_blur_grows_with_depth():
+    rng = np.random.default_rng(3)
+    ground = rng.integers(0, 256, (480, 400, 3), dtype=np.uint8)
+    mask = disc_mask(400, 480, 200, 240, 120)
+    out = fill_background(ground, mask).astype(np.float32)
+    depth = cv2.distanceTransform(hole_of(mask).astype(np.uint8), cv2.DIST_L2, 5)
+    assert out[depth > 60].std() < 0.6 * out[(depth > 2) & (depth < 8)].std()
+
+
 def test_nothing_covered_changes_nothing():
     picture = busy_ground(90, 60)
     assert (fill_background(picture, np.zeros((60, 90), np.float32)) == picture).all()

@@ -160,6 +160,17 @@ def test_an_enclosed_patch_of_ground_is_taken_out_when_the_net_does_not_claim_it
     assert find_mask(ring, net=claims(1.0)).alpha[200, 200] > 0.95
 
 
+def test_a_bay_with_a_narrow_mouth_is_ground():
+    """As between locks of hair: ink nearly closes it, but it has the ground's very colour."""
+    picture = np.full((400, 400, 3), (250, 245, 235), np.uint8)
+    cv2.circle(picture, (200, 200), 140, (200, 60, 60), -1)
+    cv2.circle(picture, (200, 120), 40, (250, 245, 235), -1)
+    cv2.rectangle(picture, (197, 40), (203, 100), (250, 245, 235), -1)
+    alpha = find_mask(picture, net=no_net).alpha
+    assert alpha[120, 200] < 0.05
+    assert alpha[250, 200] == 1
+
+
 # --- shaded grounds ----------------------------------------------------------------------------------------------
 
 

@@ -269,6 +269,23 @@ def test_rescaling_one_hip_twice_composes_although_the_middle_moves():
     assert np.allclose(once.keypoints, twice.keypoints, atol=1e-3)
 
 
+def test_root_holds_the_middle_of_the_hips_where_none_lets_it_go():
+    poses = dancing()
+    was = mid(poses.keypoints[:, 0])
+    held = ops.rescale(poses, {"left_hips": 3.0}, "root").keypoints[:, 0]
+    free = ops.rescale(poses, {"left_hips": 3.0}, "none").keypoints[:, 0]
+    assert np.allclose(mid(held), was, atol=1e-3)
+    assert np.linalg.norm(mid(free) - was) > 10
+    assert np.allclose(np.diff(held, axis=1), np.diff(free, axis=1), atol=1e-3)
+
+
+def test_a_bone_over_a_hidden_joint_takes_a_mean_of_the_factors():
+    poses = ops.drop(standing(), ["left_elbow"])
+    done = ops.rescale(poses, {"upper_arms": 0.5, "forearms": 1.5}, "none").keypoints[0, 0]
+    was = poses.keypoints[0, 0]
+    assert 0.7 < np.linalg.norm(done[7] - done[5]) / np.linalg.norm(was[7] - was[5]) < 1.1
+
+
 def test_depth_is_scaled_along():
     poses = dancing()
     depth = np.zeros_like(poses.scores)
@@ -336,6 +353,16 @@ def test_fill_never_revives_a_dropped_joint():
     assert done.scores[8:11, 0, 7].all()
 
 
+def test_not_even_a_careless_fill_revives_a_dropped_joint(monkeypatch):
+    def careless(poses):
+        return poses.with_poses(poses.keypoints, np.ones_like(poses.scores))
+
+    monkeypatch.setattr("animx.pose.smooth.fill", careless)
+    done = ops.fill(ops.drop(dancing(), ["right_arms"]))
+    assert not done.scores[:, 0, [3, 4]].any()
+    assert done.scores[:, 0, 7].all()
+
+
 @pytest.mark.parametrize(
     "names", [["arms", "hands"], ["legs", "feet"], ["hips", "legs", "feet"], ["head"], ["shoulders", "arms"]]
 )
@@ -371,6 +398,11 @@ def test_a_missing_arm_mirrors_the_other_one():
             np.linalg.norm(done[:, b] - done[:, a], axis=1), np.linalg.norm(done[:, d] - done[:, c], axis=1), rtol=1e-4
         )
     up = done[:, 1] - (done[:, 8] + done[:, 11]) / 2
+    up /= np.linalg.norm(up, axis=1, keepdims=True)
+    aside = np.stack([-up[:, 1], up[:, 0]], axis=1)
+    assert np.allclose(
+        ((done[:, 6] - done[:, 5]) * aside).sum(1), -((done[:, 3] - done[:, 2]) * aside).sum(1), atol=0.01
+    )
     assert np.allclose(((done[:, 6] - done[:, 5]) * up).sum(1), ((done[:, 3] - done[:, 2]) * up).sum(1), atol=1)
 
 

@@ -100,6 +100,19 @@ def test_twice_the_size_gives_twice_the_pose():
     assert np.abs(b.keypoints[0, 0][seen] / 2 - a.keypoints[0, 0][seen]).max() < 0.02 * mask.shape[0]
 
 
+def test_a_leg_cut_by_the_border_has_no_ankle():
+    mask = CARTON.mask.astype(np.float32)[:520]
+    pose = fit_skeleton(mask)
+    assert pose.scores[0, 0, [8, 9, 11, 12]].all()
+    assert not pose.scores[0, 0, [10, 13]].any()
+
+
+def test_a_foot_that_stands_on_the_border_is_not_cut():
+    mask = CARTON.mask.astype(np.float32)
+    bottom = int(np.flatnonzero(mask.any(1))[-1])
+    assert fit_skeleton(mask[: bottom - 4]).scores[0, 0, [10, 13]].all()
+
+
 def test_an_empty_mask_has_no_skeleton():
     assert fit_skeleton(np.zeros((50, 40), np.float32)) is None
 

@@ -156,6 +156,6 @@ def _place(name: str, value: Any) -> tuple[float, float]:
     for number in value:
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise InputError(f"{name}: '{number}' is no number")
-        if not math.isfinite(number) or abs(number) > _FAR:
-            raise InputError(f"{name}: {number} is no place near a picture")
+        if abs(number) > _FAR or not math.isfinite(number):
+            raise InputError(f"{name}: {str(number)[:20]} is no place near a picture")
     return float(value[0]), float(value[1])

@@ -83,20 +83,22 @@ def _spread(rest: Colour, hole: Flags) -> Colour:
     """A smooth field: the local mean outside the hole, its continuation inside (known pixels averaged ever wider)."""
     known = np.where(hole, 0.0, 1.0).astype(np.float32)
     held = np.clip(rest, -3 * SMOOTH, 3 * SMOOTH) * known[..., None]
-    level = np.zeros_like(rest)
-    done = np.zeros(hole.shape, np.float32)
-    sigma = 4.0
-    while sigma < 2 * max(hole.shape):
-        scale = min(1.0, 4.0 / sigma)
-        size = max(2, round(hole.shape[1] * scale)), max(2, round(hole.shape[0] * scale))
-        small = cv2.resize(np.dstack([held, known]), size, interpolation=cv2.INTER_AREA)
+    half = max(2, (hole.shape[1] + 1) // 2), max(2, (hole.shape[0] + 1) // 2)
+    stack = cv2.resize(np.dstack([held, known]), half, interpolation=cv2.INTER_AREA)
+    level, done = np.zeros((half[1], half[0], 3), np.float32), np.zeros((half[1], half[0]), np.float32)
+    sigma = 2.0
+    while sigma < 2 * max(half):
+        scale = min(1.0, 3.0 / sigma)
+        size = max(2, round(half[0] * scale)), max(2, round(half[1] * scale))
+        small = cv2.resize(stack, size, interpolation=cv2.INTER_AREA)
         small = cv2.GaussianBlur(small, (0, 0), sigma * scale, borderType=cv2.BORDER_REPLICATE)
-        wide = cv2.resize(small, (hole.shape[1], hole.shape[0]), interpolation=cv2.INTER_LINEAR)
+        wide = cv2.resize(small, half, interpolation=cv2.INTER_LINEAR)
         share = np.clip(wide[..., 3] * 4, 0, 1) * (1 - done)
         level += (wide[..., :3] / np.maximum(wide[..., 3:], 1e-6)) * share[..., None]
         done += share
         sigma *= 2
-    return np.asarray(level / np.maximum(done, 1e-6)[..., None], np.float32)
+    level /= np.maximum(done, 1e-6)[..., None]
+    return np.asarray(cv2.resize(level, hole.shape[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _mirrored(picture: Colour, hole: Flags) -> Colour:
@@ -135,7 +137,7 @@ def _mirror_rows(picture: Colour, hole: Flags) -> Colour:
                 middle = np.clip(before / (before + after), 0.2, 0.8) * size
                 fade = 1.0 / (1.0 + np.exp(-(offset + 0.5 - middle) / max(1.0, 0.10 * size)))
                 fade = (fade - fade[0]) / max(1e-6, fade[-1] - fade[0]) if size > 1 else np.array([0.5])
-                filled[y, a:b] = sides[0] + (sides[1] - sides[0]) * fade[:, None]
+                filled[y, a:b] = sides[0] + (sides[1] - sides[0]) * fade[:, None].astype(np.float32)
             else:
                 filled[y, a:b] = sides[0]
     return filled

@@ -266,20 +266,21 @@ def _is_cut(
 ) -> bool:
     """Whether a limb runs out of the picture: its tip is at an open border and about its whole width touches it."""
     height, width = region.shape
-    tip, middle = line[-1], line[len(line) // 2]
-    borders = (
-        (tip[1] < 4, region[0]), (tip[1] > height - 5, region[-1]),
-        (tip[0] < 4, region[:, 0]), (tip[0] > width - 5, region[:, -1]),
+    tip, middle, near = line[-1], line[len(line) // 2], 4.0 + 0.5 * thickness
+    sides = (
+        (tip[1] < near, region), (tip[1] > height - 1 - near, region[::-1]),
+        (tip[0] < near, region.T), (tip[0] > width - 1 - near, region.T[::-1]),
     )  # fmt: skip
+    deeper = max(3, round(0.35 * thickness))
     away = cv2.distanceTransform(np.pad(region, 1, mode="edge").astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     end = np.hypot(*(np.indices(region.shape)[::-1] - tip[:, None, None])) < 1.5 * thickness
-    if (
-        away[end & region].max(initial=0) > 1.3 * away[int(middle[1]), int(middle[0])]
-    ):  # a foot stands on the border, it is not cut by it
+    half = away[np.hypot(*(np.indices(region.shape)[::-1] - middle[:, None, None])) < 0.75 * thickness].max(initial=0)
+    if away[end & region].max(initial=0) > 1.3 * half:  # a foot stands on the border, it is not cut by it
         return False
+    # A hand that only touches the border is much wider a little farther in.
     return any(
-        is_open and near and border.sum() > 0.7 * thickness
-        for is_open, (near, border) in zip(open_sides, borders, strict=True)
+        is_open and at_border and rows[:2].any(0).sum() > max(0.5 * thickness, 0.8 * rows[deeper].sum())
+        for is_open, (at_border, rows) in zip(open_sides, sides, strict=True)
     )
 
 

@@ -273,18 +273,19 @@ def align(poses: PoseSequence, reference: PoseSequence, mode: Mode = "robust") -
         reference.canvas.width / poses.canvas.width,
         reference.canvas.height / poses.canvas.height,
     )
-    keypoints = np.empty_like(poses.keypoints)
-    depth = None if poses.depth is None else np.empty_like(poses.depth)
+    keypoints = np.zeros_like(poses.keypoints)
+    depth = None if poses.depth is None else np.zeros_like(poses.depth)
     scales = []
     for p in range(poses.persons):
-        points = person_points(poses, p)
-        moved = np.zeros_like(points)
         visible = poses.scores[:, p] > 0
-        if visible.any():
-            scales.append(align_points(points, visible, poses.times, target, factors, fallback, moved)[1])
-        keypoints[:, p] = moved[..., :2]
+        if not visible.any():
+            continue
+        points = person_points(poses, p)
+        moved = keypoints[:, p] if depth is None else np.empty_like(points)
+        scales.append(align_points(points, visible, poses.times, target, factors, fallback, moved)[1])
         if depth is not None:
-            depth[:, p] = moved[..., 2]
+            keypoints[:, p], depth[:, p] = moved[..., :2], moved[..., 2]
+    keypoints.setflags(write=False)  # a read-only array is shared, not copied
     step: dict[str, Any] = {"op": "align", "mode": "robust", "scale": [round(value, 6) for value in scales]}
     if kept := factor_table(factors):
         step["kept"] = kept

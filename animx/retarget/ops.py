@@ -56,11 +56,11 @@ def rescale(
     depth = None if poses.depth is None else np.empty_like(poses.depth)
     for p in range(poses.persons):
         points = person_points(poses, p)
-        moved = np.empty_like(points)
+        moved = keypoints[:, p] if depth is None else np.empty_like(points)
         rescale_points(points, poses.scores[:, p] > 0, poses.times, stretch, before, keep, moved)
-        keypoints[:, p] = moved[..., :2]
         if depth is not None:
-            depth[:, p] = moved[..., 2]
+            keypoints[:, p], depth[:, p] = moved[..., :2], moved[..., 2]
+    keypoints.setflags(write=False)  # a read-only array is shared, not copied
     step: dict[str, Any] = {"op": "rescale", "factors": {name: float(factors[name]) for name in sorted(factors)}}
     if preset is not None:
         step["preset"] = preset
