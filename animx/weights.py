@@ -13,13 +13,13 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from animx.errors import InputError, UsageError, WeightsError, nearest
+from animx.errors import WeightsError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,12 +58,15 @@ def weights_folder() -> Path:
 def find_model(name: str) -> Path:
     """The folder of a model: a path, or a name under the weights folder.  Missing or unusable: `WeightsError`."""
     for path in (Path(name), weights_folder() / name):
-        if path.is_dir():
-            if is_converted(path) or (path / RELEASES["animate-x"][0].name).exists() or _renamed(path):
-                return path
-            raise WeightsError(f"{path}: no model in this folder (no model_index.json, no animate-x_ckpt.pth)")
-        if path.exists():
-            raise WeightsError(f"{path}: is a file; give the folder that holds the model")
+        try:
+            if path.is_dir():
+                if is_converted(path) or (path / RELEASES["animate-x"][0].name).exists() or _renamed(path):
+                    return path
+                raise WeightsError(f"{path}: no model in this folder (no model_index.json, no animate-x_ckpt.pth)")
+            if path.exists():
+                raise WeightsError(f"{path}: is a file; give the folder that holds the model")
+        except OSError as error:
+            raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
     hint = f" Run: animx weights pull {name}" if name in RELEASES else nearest(name, RELEASES)
     raise WeightsError(f"no weights for '{name}' in {weights_folder()}.{hint}")
 
@@ -159,7 +162,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError:
-            content = torch.load(path, map_location="cpu", pickle_module=_tensor_pickle(), weights_only=False)
+            content = torch.load(
+                path, map_location="cpu", pickle_module=_tensor_pickle(), weights_only=False, mmap=mapped
+            )
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: missing") from error
     except PermissionError as error:
@@ -177,26 +182,38 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
+    """sha256 of a file, hexadecimal.  Unreadable: `WeightsError`."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
     return digest.hexdigest()
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder, sorted by name."""
-    wanted = {".safetensors", ".pth", ".ckpt", ".bin"}
-    return sorted(path for path in folder.rglob("*") if path.suffix in wanted and path.is_file())
+    """The files of a model folder that decide what it computes (weights, sizes, settings), sorted by name."""
+    wanted = {".safetensors", ".pth", ".ckpt", ".bin", ".json"}
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix in wanted
+        and path != folder / HASHES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
-def write_hashes(folder: Path) -> Path:
-    """Write `hashes.json` for the weight files of a folder as they are now."""
+def write_hashes(folder: Path, known: Mapping[str, str] | None = None) -> Path:
+    """Write `hashes.json` for the files of a model folder as they are now; `known` hashes are not computed again."""
     from animx.atomic import writing
 
-    hashes = {str(path.relative_to(folder)): file_hash(path) for path in model_files(folder)}
-    if not hashes:
+    known = known or {}
+    names = {str(path.relative_to(folder)): path for path in model_files(folder)}
+    hashes = {name: known.get(name) or file_hash(path) for name, path in names.items()}
+    if not any(path.suffix != ".json" for path in names.values()):
         raise WeightsError(f"{folder}: no weight files")
     target = folder / HASHES
     with writing(target, overwrite=True) as temporary:
@@ -204,52 +221,45 @@ def write_hashes(folder: Path) -> Path:
     return target
 
 
-def check_hashes(folder: Path) -> dict[str, str]:
-    """Compare the files of a folder with `hashes.json`: file -> `ok`, `changed`, `missing` or `unlisted`."""
+def _listed(folder: Path) -> dict[str, str]:
+    """`hashes.json` of a folder; empty where there is none."""
     path = folder / HASHES
     try:
-        expected = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path}: missing. Run: animx weights check {folder} --write") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON") from error
-    if not isinstance(expected, dict):
-        raise InputError(f"{path}: not a table of hashes")
-    found = {str(p.relative_to(folder)): p for p in model_files(folder)}
-    result = {name: "missing" for name in expected if name not in found}
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: not readable as JSON. Delete it, or run: animx weights check --write") from error
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        raise WeightsError(f"{path}: not a table of hashes. Delete it, or run: animx weights check --write")
+    return content
+
+
+def check_hashes(folder: Path, only: Sequence[Path] | None = None) -> dict[str, str]:
+    """Compare the files of a folder with `hashes.json`: file -> `ok`, `changed`, `missing` or `unlisted`.
+
+    `only`: look at these files of it alone.  Without `hashes.json`: `WeightsError` with the mend.
+    """
+    if not (folder / HASHES).exists():
+        raise WeightsError(f"{folder / HASHES}: missing. Run: animx weights check {folder} --write")
+    expected = _listed(folder)
+    found = {str(p.relative_to(folder)): p for p in (model_files(folder) if only is None else only)}
+    result = {name: "missing" for name in expected if name not in found and only is None}
     for name, file in found.items():
         result[name] = "unlisted" if name not in expected else "ok" if file_hash(file) == expected[name] else "changed"
     return dict(sorted(result.items()))
 
 
 def model_hash(folder: Path) -> str:
-    """One sha256 for the whole model: over names and hashes of its files, from `hashes.json` when it is there."""
-    path = folder / HASHES
-    listed = json.loads(path.read_text()) if path.exists() else {}
+    """One sha256 for the whole model: over names and hashes of its files.
+
+    A hash in `hashes.json` is taken for a file that has not been touched since; the others are computed.
+    """
+    listed = _listed(folder)
+    recorded = (folder / HASHES).stat().st_mtime_ns if listed else 0
     digest = hashlib.sha256()
     for file in model_files(folder):
         name = str(file.relative_to(folder))
-        digest.update(f"{name}:{listed.get(name) or file_hash(file)}\n".encode())
+        current = listed.get(name) if file.stat().st_mtime_ns <= recorded else None
+        digest.update(f"{name}:{current or file_hash(file)}\n".encode())
     return digest.hexdigest()
-
-
-def pull(release: str, folder: Path | None = None, *, revision: str | None = None, token: str | None = None) -> Path:
-    """Fetch a release into `folder` through huggingface_hub (resumes; mirror by $HF_ENDPOINT), then write hashes."""
-    if release not in RELEASES:
-        raise UsageError(f"unknown model '{release}'.{nearest(release, RELEASES)} Known: {', '.join(RELEASES)}")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    target = folder or weights_folder() / release
-    target.mkdir(parents=True, exist_ok=True)
-    for file in RELEASES[release]:
-        try:
-            hf_hub_download(file.repository, file.name, local_dir=target, revision=revision, token=token)
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise WeightsError(
-                f"{file.name}: cannot be fetched from {file.repository} ({reason}). Run the same command again to "
-                f"resume, set HF_ENDPOINT to a mirror, or put the file into {target}"
-            ) from error
-    write_hashes(target)
-    return target

@@ -145,6 +145,7 @@ def test_hashes_tell_changed_missing_and_unlisted_files(copy: Path) -> None:
     (copy / "extra.bin").write_bytes(b"y")
     assert check_hashes(copy) == {
         "animate-x_ckpt.pth": "changed",
+        "animx.json": "ok",
         "extra.bin": "unlisted",
         "open_clip_pytorch_model.bin": "ok",
         "v2-1_512-ema-pruned.ckpt": "missing",

@@ -53,16 +53,20 @@ def list_all(out: Output) -> None:
     out.result({"folder": str(top), "models": rows}, lines)
 
 
-@o.command("pull", examples=("animx weights pull animate-x", "HF_ENDPOINT=https://mirror animx weights pull animate-x"))
+@o.command("pull", examples=("animx weights pull animate-x", "animx weights pull --mirror https://hub.example.org"))
 @click.argument("name", metavar="MODEL", default="animate-x")
 @click.option("--to", "folder", metavar="FOLDER", help="Where to put the files.  [the weights folder]")
 @click.option("--revision", metavar="REV", help="Revision of the repository.  [its newest]")
-def pull(out: Output, name: str, folder: str | None, revision: str | None) -> None:
-    """Fetch a released model; run it again to resume. $HF_ENDPOINT names a mirror, $HF_TOKEN an access token."""
-    _needs("huggingface_hub")
-    from animx import weights as w
+@click.option("--mirror", metavar="URL", help="Hub to fetch from.  [$HF_ENDPOINT, else the public one]")
+def pull(out: Output, name: str, folder: str | None, revision: str | None, mirror: str | None) -> None:
+    """Fetch a released model and check it; run it again to resume.
 
-    target = w.pull(name, Path(folder) if folder else None, revision=revision)
+    $HF_TOKEN is the access token, where the hub wants one.
+    """
+    from animx import weights as w
+    from animx.weights_pull import pull as fetch
+
+    target = fetch(name, Path(folder) if folder else None, revision=revision, mirror=mirror, on_progress=out.progress())
     out.wrote({"folder": str(target), "hash": w.model_hash(target)}, [target])
 
 
@@ -102,16 +106,16 @@ def convert(out: Output, name: str, output: str, overwrite: bool, dtype: str) ->
 
     import animx
     from animx import weights as w
-    from animx.atomic import writing_folder
+    from animx.atomic import check_folder_target, writing_folder
     from animx.diffusion.components import load_components, save_components
 
     source = w.find_model(name)
     if Path(output).resolve() == source.resolve():
         raise UsageError(f"-o {output}: is the source. Name another folder")
-    components = load_components(source)
-    components.to(torch.device("cpu"), getattr(torch, dtype))
+    check_folder_target(output, overwrite)
+    components = load_components(source, stored=True)
     with writing_folder(output, overwrite) as temporary:
-        save_components(components, Path(temporary), animx.__version__)
+        save_components(components, Path(temporary), animx.__version__, getattr(torch, dtype))
         w.write_hashes(Path(temporary))
     out.wrote({"folder": output, "hash": w.model_hash(Path(output))}, [output])
 

@@ -1,6 +1,6 @@
 """The parts of a model, loaded strictly from released files or from their conversion, and written back.
 
-Every loader compares names and shapes first and refuses with a report; nothing is filled in silently.  A folder may
+Every part is built on the meta device (no memory), then given the file's memory-mapped tensors.  Every loader compares names and shapes first and refuses with a report; nothing is filled in silently.  A folder may
 hold `animx.json` with the sizes of a model that is not the released one (tests, small trainings).
 """
 
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from animx.errors import WeightsError
-from animx.model.checkpoint import compare, released_names, to_ours
+from animx.errors import UsageError, WeightsError
+from animx.model.checkpoint import compare, to_ours
 from animx.model.config import UNetConfig
-from animx.model.image_encoder import build_text, build_vision, empty_prompt, text_state, vision_state
+from animx.model.image_encoder import OpenClipEncoder, build_text, build_vision, empty_prompt, text_state, vision_state
+from animx.model.tensor_file import write_tensors
 from animx.model.unet import AnimateXUNet
 from animx.model.vae import build_vae, vae_state
 from animx.weights import is_converted, read_state, released_file
@@ -51,7 +52,7 @@ class Components:
 
     unet: AnimateXUNet
     vae: AutoencoderKL
-    image_encoder: CLIPVisionModelWithProjection
+    image_encoder: CLIPVisionModelWithProjection | OpenClipEncoder
     prompt: Tensor  # [1, 77, D], the empty prompt's states
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Components:
@@ -88,34 +89,46 @@ def write_sizes(folder: Path, sizes: Sizes) -> None:
     (folder / SIZES).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def load_components(folder: Path, changes: Mapping[str, Any] | None = None) -> Components:
+IMAGE_BACKENDS = ("transformers", "open_clip")
+
+
+def load_components(
+    folder: Path, changes: Mapping[str, Any] | None = None, *, image_backend: str = "transformers", stored: bool = False
+) -> Components:
     """All parts from a model folder, float32 on the CPU.  `changes` are `UNetConfig` fields (conditions, alpha).
 
-    Errors: `WeightsError` naming the file and what is missing, unexpected or of another shape.
+    image_backend: library that runs the image encoder.  stored: keep the files' own precision (to convert them).
+    Errors: `WeightsError` naming the file and what is missing, unexpected or of another shape or type.
     """
-    return _load_converted(folder, changes or {}) if is_converted(folder) else _load_released(folder, changes or {})
+    if image_backend not in IMAGE_BACKENDS:
+        raise UsageError(f"image backend '{image_backend}': use {' or '.join(IMAGE_BACKENDS)}")
+    load = _load_converted if is_converted(folder) else _load_released
+    components = load(folder, changes or {}, stored)
+    if image_backend == "open_clip":
+        components.image_encoder = OpenClipEncoder.of(components.image_encoder)
+    return _ready(components)
 
 
-def _load_released(folder: Path, changes: Mapping[str, Any]) -> Components:
+def _load_released(folder: Path, changes: Mapping[str, Any], stored: bool) -> Components:
     sizes = read_sizes(folder)
     paths = {part: released_file(folder, part) for part in ("unet", "vae", "clip")}
-    unet = load_unet(paths["unet"], _changed(sizes.unet, changes))
+    unet = load_unet(paths["unet"], _changed(sizes.unet, changes), stored)
     state = read_state(paths["vae"])
     inner = {k.removeprefix(VAE_PREFIX): v for k, v in state.items() if k.startswith(VAE_PREFIX)}
     with torch.device("meta"):
         vae = build_vae(**sizes.vae)
         vision = build_vision(**sizes.vision)
         text = build_text(**sizes.text)
-    _assign(vae, vae_state(vae, inner or state), paths["vae"])
+    _assign(vae, vae_state(vae, inner or state), paths["vae"], stored)
     clip = read_state(paths["clip"])
-    _assign(vision, vision_state(vision, clip), paths["clip"])
+    _assign(vision, vision_state(vision, clip), paths["clip"], stored)
     _assign(text, text_state(text, clip), paths["clip"])
     with torch.no_grad():
         prompt = empty_prompt(text.eval())
-    return _ready(Components(unet, vae, vision, prompt))
+    return Components(unet, vae, vision, prompt)
 
 
-def load_unet(path: Path, config: UNetConfig) -> AnimateXUNet:
+def load_unet(path: Path, config: UNetConfig, stored: bool = False) -> AnimateXUNet:
     """The network from a released checkpoint, strictly; built without memory first, then given the file's tensors.
 
     The position table is the one entry that may have another length (longer training clips): it is recomputed.
@@ -133,7 +146,7 @@ def load_unet(path: Path, config: UNetConfig) -> AnimateXUNet:
         raise WeightsError(
             f"{path}: not the weights of this network: {_say(report.missing, report.unexpected, report.shapes)}"
         )
-    _assign(unet, to_ours(unet, state), path)
+    _assign(unet, to_ours(unet, state), path, stored)
     return unet
 
 
@@ -146,18 +159,25 @@ def _changed(config: UNetConfig, changes: Mapping[str, Any]) -> UNetConfig:
     return replace(config, **changes)
 
 
-def _assign(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Give a meta-device model its tensors (no copy), strictly; buffers it computes itself are made anew."""
+def _assign(
+    model: nn.Module, state: Mapping[str, Tensor], path: Path, stored: bool = False, *, whole: bool = False
+) -> None:
+    """Give a meta-device model its tensors (no copy), strictly; buffers it computes itself are made anew.
+
+    stored: keep the file's precision instead of float32.  whole: the file may hold nothing else.
+    """
     own = model.state_dict()
     missing = [k for k in own if k not in state and not k.endswith("position_ids")]
+    unexpected = sorted(state.keys() - own.keys()) if whole else []
     shapes = [f"{k}: file {list(state[k].shape)}, model {list(v.shape)}" for k, v in own.items()
               if k in state and state[k].shape != v.shape]  # fmt: skip
-    if missing or shapes:
-        raise WeightsError(f"{path}: not the weights of this network: {_say(missing, (), shapes)}")
+    if missing or unexpected or shapes:
+        raise WeightsError(f"{path}: not the weights of this network: {_say(missing, unexpected, shapes)}")
     wrong = [k for k in own if k in state and not state[k].is_floating_point() and own[k].is_floating_point()]
     if wrong:
         raise WeightsError(f"{path}: {wrong[0]} holds {state[wrong[0]].dtype}, expected floating point")
-    model.load_state_dict({k: v.float() for k, v in state.items() if k in own}, strict=False, assign=True)
+    given = {k: v if stored else v.float() for k, v in state.items() if k in own}
+    model.load_state_dict(given, strict=False, assign=True)
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.device.type == "meta":
@@ -191,14 +211,25 @@ def _ready(components: Components) -> Components:
     return components
 
 
-def save_components(components: Components, folder: Path, version: str) -> None:
-    """Write the converted form into an existing, empty folder: three library folders, the prompt, the index."""
-    from safetensors.torch import save_file
+def save_components(components: Components, folder: Path, version: str, dtype: torch.dtype | None = None) -> None:
+    """Write the converted form into an existing, empty folder: three library folders, the prompt, the index.
 
-    components.unet.save_pretrained(folder / "unet")
-    components.vae.save_pretrained(folder / "vae")
-    components.image_encoder.save_pretrained(folder / "image_encoder")
-    save_file({"prompt": components.prompt.contiguous()}, folder / PROMPT)
+    dtype: precision to store (None: as it is).  Tensors are written one at a time: no second copy in memory.
+    """
+    vision = components.image_encoder
+    if isinstance(vision, OpenClipEncoder):
+        vision = vision.as_transformers()
+    components.unet.save_config(folder / "unet")
+    components.vae.save_config(folder / "vae")
+    vision.config.architectures = ["CLIPVisionModelWithProjection"]
+    vision.config.save_pretrained(folder / "image_encoder")
+    for part, model, name in (
+        ("unet", components.unet, "diffusion_pytorch_model.safetensors"),
+        ("vae", components.vae, "diffusion_pytorch_model.safetensors"),
+        ("image_encoder", vision, "model.safetensors"),
+    ):
+        write_tensors(folder / part / name, nn.Module.state_dict(model), dtype)
+    write_tensors(folder / PROMPT, {"prompt": components.prompt})
     index = {
         "_class_name": "AnimateXPipeline",
         "_animx_version": version,
@@ -209,26 +240,43 @@ def save_components(components: Components, folder: Path, version: str) -> None:
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _load_converted(folder: Path, changes: Mapping[str, Any]) -> Components:
+def _load_converted(folder: Path, changes: Mapping[str, Any], stored: bool) -> Components:
     from diffusers import AutoencoderKL
-    from transformers import CLIPVisionModelWithProjection
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+    prompt = read_state(folder / PROMPT).get("prompt")
+    if prompt is None or prompt.ndim != 3 or not prompt.is_floating_point():
+        raise WeightsError(f"{folder / PROMPT}: holds no table 'prompt' [1, 77, D] of floating point numbers")
+    settings = {part: _settings(folder / part) for part in ("unet", "vae", "image_encoder")}
     try:
-        unet = AnimateXUNet.from_pretrained(folder / "unet", local_files_only=True)
-        if changes:
-            own = _changed(unet.shape, changes)
-            changed = AnimateXUNet.build(own, unet.config["text_length"])
-            report = compare(changed, {released_names(unet)[k]: v for k, v in unet.state_dict().items()})
-            if not report.is_exact:
-                raise WeightsError(f"{folder}: {_say(report.missing, report.unexpected, report.shapes)}")
-            changed.load_state_dict(unet.state_dict())
-            unet = changed
-        vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
-        vision = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", local_files_only=True)
-        prompt = read_state(folder / PROMPT)["prompt"]
-    except WeightsError:
-        raise
-    except Exception as error:  # the libraries raise many kinds for a damaged folder; each means the same to a user
+        with torch.device("meta"):
+            unet = AnimateXUNet.from_config(settings["unet"])
+            if changes:
+                unet = AnimateXUNet.build(_changed(unet.shape, changes), int(unet.config["text_length"]))
+            vae = AutoencoderKL.from_config(settings["vae"])
+            vision = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(settings["image_encoder"]))
+    except Exception as error:  # the libraries raise many kinds for damaged settings; each means the same to a user
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{folder}: cannot be loaded ({first})") from error
-    return _ready(Components(unet, vae, vision, prompt))
+        raise WeightsError(f"{folder}: its config.json files describe no model ({first})") from error
+    for part, model in (("unet", unet), ("vae", vae), ("image_encoder", vision)):
+        _assign(model, _part_state(folder / part), folder / part, stored, whole=True)
+    return Components(unet, vae, vision, prompt.float())
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: missing, or not readable as JSON") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: not a table of settings")
+    return content
+
+
+def _part_state(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a part: one file, or the shards that the libraries write for very large models."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise WeightsError(f"{folder}: holds no safetensors file")
+    return {name: value for path in files for name, value in read_state(path).items()}

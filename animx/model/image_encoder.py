@@ -1,5 +1,7 @@
 """The frozen CLIP encoders: transformers' ViT-H-14 and text model under OpenCLIP names (released facts 7.2, 7.3).
 
+`OpenClipEncoder` runs the same image encoder through open_clip, which is imported only when it is asked for.
+
 Image: RGB [B, 3, H, W] in 0..1 -> pooled, projected vectors [B, D], not normalised.
 Text: the empty prompt's penultimate states [1, 77, D]; constant, so it is computed once.
 """
@@ -7,23 +9,18 @@ Text: the empty prompt's penultimate states [1, 77, D]; constant, so it is compu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from animx.errors import MissingExtraError, UsageError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 EMPTY_PROMPT = (49406, 49407)
 """Start and end token; the rest of the 77 are zeros."""
-
-
-class ImageEncoder(Protocol):
-    """What an image encoder backend must do."""
-
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Normalised pictures [B, 3, S, S] -> vectors [B, D]."""
 
 
 def build_vision(
@@ -127,10 +124,88 @@ def text_state(model: CLIPTextModel, released: Mapping[str, Tensor]) -> dict[str
     return found
 
 
-def encode_images(model: CLIPVisionModelWithProjection, pictures: Tensor) -> Tensor:
-    """Normalised pictures [B, 3, S, S] -> pooled, projected vectors [B, D]."""
-    vectors: Tensor = model(pixel_values=pictures).image_embeds
+def encode_images(model: CLIPVisionModelWithProjection | OpenClipEncoder, pictures: Tensor) -> Tensor:
+    """Normalised pictures [B, 3, S, S] -> pooled, projected vectors [B, D], by whichever backend `model` is."""
+    found = model(pixel_values=pictures)
+    vectors: Tensor = found if isinstance(found, Tensor) else found.image_embeds
     return vectors
+
+
+def open_clip_state(model: CLIPVisionModelWithProjection) -> dict[str, Tensor]:
+    """The weights of `model` under OpenCLIP's names (without `visual.`): the inverse of `vision_state`."""
+    state = model.state_dict()
+    top = "vision_model."
+    found = {
+        "class_embedding": state[f"{top}embeddings.class_embedding"],
+        "conv1.weight": state[f"{top}embeddings.patch_embedding.weight"],
+        "positional_embedding": state[f"{top}embeddings.position_embedding.weight"],
+        "proj": state["visual_projection.weight"].T,
+    }
+    for ours, theirs in (("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post")):
+        found |= {f"{theirs}.{kind}": state[f"{top}{ours}.{kind}"] for kind in ("weight", "bias")}
+    for i in range(model.config.num_hidden_layers):
+        at, to = f"{top}encoder.layers.{i}.", f"transformer.resblocks.{i}."
+        for kind in ("weight", "bias"):
+            fused = [state[f"{at}self_attn.{name}.{kind}"] for name in ("q_proj", "k_proj", "v_proj")]
+            found[f"{to}attn.in_proj_{kind}"] = torch.cat(fused)
+            found |= {f"{to}{theirs}.{kind}": state[f"{at}{ours}.{kind}"] for ours, theirs in _LAYER.items()}
+    return found
+
+
+class OpenClipEncoder(nn.Module):
+    """The image encoder run by open_clip (extra `openclip`): same weights, same call, same vectors as transformers'."""
+
+    def __init__(self, config: CLIPVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.visual = _open_clip_tower(config)
+
+    @classmethod
+    def of(cls, model: CLIPVisionModelWithProjection | OpenClipEncoder) -> OpenClipEncoder:
+        """The same weights in open_clip's tower.  `MissingExtraError` without open_clip."""
+        if isinstance(model, OpenClipEncoder):
+            return model
+        with torch.device("meta"):
+            made = cls(model.config)
+        made.visual.load_state_dict(open_clip_state(model), strict=True, assign=True)
+        return made
+
+    def as_transformers(self) -> CLIPVisionModelWithProjection:
+        """The same weights in transformers' model, to be saved."""
+        with torch.device("meta"):
+            made = CLIPVisionModelWithProjection(self.config)
+        state = vision_state(made, {f"visual.{k}": v for k, v in self.visual.state_dict().items()})
+        made.load_state_dict(state, strict=False, assign=True)
+        return made
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Normalised pictures [B, 3, S, S] -> pooled, projected vectors [B, D]."""
+        vectors: Tensor = self.visual(pixel_values)
+        return vectors
+
+
+def _open_clip_tower(config: CLIPVisionConfig) -> nn.Module:
+    """open_clip's vision transformer of these sizes, with weights not yet set."""
+    try:
+        from open_clip.transformer import VisionTransformer
+    except ImportError as error:
+        raise MissingExtraError("image backend 'open_clip'", "openclip") from error
+    except Exception as error:  # it needs torchvision, which breaks at import when it is of another torch
+        first = " ".join(str(error).split())
+        raise UsageError(
+            f"open_clip is installed but cannot be imported ({first}). Install the torchvision that belongs to torch "
+            f"{torch.__version__}, or use image backend 'transformers'"
+        ) from error
+    made: Any = VisionTransformer(
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        width=config.hidden_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        mlp_ratio=config.intermediate_size / config.hidden_size,
+        output_dim=config.projection_dim,
+    )
+    return cast(nn.Module, made)
 
 
 def empty_prompt(model: CLIPTextModel, tokens: Tensor | None = None) -> Tensor:
