@@ -1,8 +1,9 @@
 """The job folder of a long render: what is planned, and each finished chunk with its hash, so that a kill loses little.
 
 `OUT.mp4.animx/` holds `plan.json` and, per chunk, `chunk_00007.npz` beside `chunk_00007.json` (sha256 and shape).  A
-record is written after its data and both are renamed into place, so what has a record is whole.  Nothing here knows
-what a chunk means: arrays in, the same arrays out.
+record is written after its data and both are renamed into place, so what has a record is whole.  `found.json` keeps
+what the plan could not know (a window that had to be halved).  Nothing here knows what a chunk means: arrays in, the
+same arrays out.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from animx.errors import InputError, UsageError
 
 SCHEMA = 1
 SUFFIX = ".animx"
+PLAN, FOUND = "plan.json", "found.json"
 
 
 def job_folder(out: str | Path) -> Path:
@@ -30,10 +32,19 @@ def job_folder(out: str | Path) -> Path:
     return Path(f"{out}{SUFFIX}")
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether a job folder lies here, so that `--resume` has something to go on with."""
+    return (folder / PLAN).exists()
+
+
 def forget(folder: Path) -> None:
-    """Delete a job folder, if it is one: the output is in place."""
-    if (folder / "plan.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
+    """Delete a job folder, if it is one: the output is in place.  The plan goes last, so that a kill leaves a job."""
+    if not is_unfinished(folder):
+        return
+    for path in folder.iterdir():
+        if path.name != PLAN:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def plan_hash(plan: Mapping[str, Any]) -> str:
@@ -47,7 +58,7 @@ class ChunkStore:
     def __init__(self, folder: Path, plan: Mapping[str, Any], *, resume: bool) -> None:
         self.folder = folder
         self.plan = dict(plan)
-        path = folder / "plan.json"
+        path = folder / PLAN
         if path.exists() and resume:
             self._check(path)
             self._sweep()
@@ -79,7 +90,7 @@ class ChunkStore:
     def _sweep(self) -> None:
         """Remove what a kill left: data without a record, and temporary files."""
         for path in self.folder.iterdir():
-            known = path.name == "plan.json" or (
+            known = path.name in (PLAN, FOUND) or (
                 path.suffix in (".json", ".npz")
                 and path.with_suffix(".json").exists()
                 and path.stem.startswith("chunk_")
@@ -113,6 +124,22 @@ class ChunkStore:
                 return {k: content[k] for k in content.files}
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def remember(self, found: Mapping[str, Any]) -> None:
+        """Keep what was found out on the way and decides about the rest; it replaces what was kept before."""
+        with writing(self.folder / FOUND, overwrite=True) as temporary:
+            Path(temporary).write_text(json.dumps(dict(found)) + "\n")
+
+    def remembered(self) -> dict[str, Any]:
+        """What `remember` kept; empty when nothing was.  A damaged file is an `InputError`."""
+        path = self.folder / FOUND
+        if not path.exists():
+            return {}
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: not readable. Delete {self.folder} and start again") from error
+        return dict(found) if isinstance(found, dict) else {}
 
     def finished(self) -> list[int]:
         """Numbers of the chunks that have a record, ascending."""

@@ -156,10 +156,8 @@ def choose_engine(name: str = "auto") -> tuple[Engine, str]:
         engine = cast(Engine, plugin.load()())
         missing = engine.available()
         if missing is None:
-            return (
-                engine,
-                f"auto: {'; '.join(refused) or 'the only built-in engine; runs on any CPU, needs no weights'}",
-            )
+            own = getattr(engine, "reason", "the only built-in engine; runs on any CPU, needs no weights")
+            return engine, f"auto: {'; '.join(refused) or own}"
         refused.append(f"{plugin.name} cannot run here: {missing}")
     raise UsageError(f"no engine can run here. {'; '.join(refused)}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from animx.canvas import Canvas
-from animx.diffusion.components import Components
+from animx.diffusion.placing import Placing
 from animx.diffusion.preprocess import clip_tensor, keypoint_tensor, picture_tensor, pose_picture
 from animx.errors import InputError
 from animx.model.conditions import Inputs
@@ -72,7 +73,7 @@ class Clip:
 
 
 def make_clip(
-    components: Components,
+    placing: Placing,
     canvas: Canvas,
     picture: NDArray[np.uint8],
     poses: PoseSequence,
@@ -86,37 +87,33 @@ def make_clip(
     picture: the reference, RGB [H, W, 3].  poses: aligned, on `canvas`.  keypoints: the driving poses before alignment
     (as released, the keypoint encoder sees those).  driving: RGB frames, one per pose; read once, never held.
     """
-    unet = components.unet
-    like = next(unet.parameters())
-    size = int(components.image_encoder.config.image_size)
-    count = 0
-
-    def tensors() -> Iterator[Tensor]:
-        nonlocal count
-        yield clip_tensor(picture, size)
-        for frame in driving:
-            if count == poses.frames:
-                break
-            count += 1
-            yield clip_tensor(frame, size)
-
-    vectors, batch = [], []
-    with torch.no_grad():
-        for tensor in tensors():
-            batch.append(tensor)
-            if len(batch) == CLIP_BATCH:
-                vectors.append(encode_images(components.image_encoder, torch.stack(batch).to(like)))
-                batch = []
-        if batch:
-            vectors.append(encode_images(components.image_encoder, torch.stack(batch).to(like)))
-    if count < poses.frames:
-        raise InputError(f"the driving video has {count} frames, but there are {poses.frames} poses. Trim with --end")
-    reference = picture_tensor(picture, canvas)[None].to(like)
+    device, dtype = placing.device, placing.dtype
+    components = placing.components
+    vectors = torch.cat(list(_vectors(placing, picture, driving, poses.frames)))
+    if len(vectors) <= poses.frames:
+        raise InputError(
+            f"the driving video has {len(vectors) - 1} frames, but there are {poses.frames} poses. Trim with --end"
+        )
+    reference = picture_tensor(picture, canvas)[None].to(device, dtype)
     latent = None
     # The released code draws the posterior's noise even where the latent is not used; `released_noise` does that.
-    if "randomref" in unet.shape.conditions:
+    if "randomref" in components.unet.shape.conditions:
+        like = placing.use("vae")
         with torch.no_grad():
-            latent = encode(components.vae, reference, generator)[:, :, None]
+            latent = encode(components.vae, reference.to(like), generator)[:, :, None].to(device)
     first = keypoint_tensor(reference_pose if reference_pose is not None else keypoints.cut(0, 1))
-    points = torch.cat([first, keypoint_tensor(keypoints)])[None].to(like)
-    return Clip(canvas, reference, poses, reference_pose, points, torch.cat(vectors)[None].to(like), latent)
+    points = torch.cat([first, keypoint_tensor(keypoints)])[None].to(device, dtype)
+    return Clip(canvas, reference, poses, reference_pose, points, vectors[None].to(device, dtype), latent)
+
+
+def _vectors(
+    placing: Placing, picture: NDArray[np.uint8], driving: Iterable[NDArray[np.uint8]], frames: int
+) -> Iterator[Tensor]:
+    """CLIP vectors [n, D] of the reference and then of at most `frames` driving frames, a batch at a time."""
+    encoder = placing.components.image_encoder
+    like = placing.use("image_encoder")
+    size = int(encoder.config.image_size)
+    pictures = chain([picture], islice(driving, frames))
+    while batch := [clip_tensor(one, size) for one in islice(pictures, CLIP_BATCH)]:
+        with torch.no_grad():
+            yield encode_images(encoder, torch.stack(batch).to(like))

@@ -6,9 +6,8 @@ size; they are predictions until a run on the card in question has been recorded
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from animx.errors import UsageError
 from animx.model.config import UNetConfig
 
 GIB = 1024**3
@@ -57,22 +56,26 @@ def predicted_bytes(tier: Tier, latent: tuple[int, int], config: UNetConfig | No
     return weights + max(activations, decode)
 
 
-def choose_tier(free: int, latent: tuple[int, int], config: UNetConfig | None = None) -> Tier:
-    """The first tier whose prediction fits into `free` bytes with a tenth to spare; the last one when none does."""
+def choose_tier(free: int, latent: tuple[int, int], config: UNetConfig | None = None, dtype: str = "bfloat16") -> Tier:
+    """The first tier whose prediction in `dtype` fits into `free` bytes with a tenth to spare, or the last one."""
     for tier in TIERS:
-        if predicted_bytes(tier, latent, config) <= free * 0.9:
+        if predicted_bytes(replace(tier, dtype=dtype), latent, config) <= free * 0.9:
             return tier
     return TIERS[-1]
 
 
-def tier_named(name: str) -> Tier:
-    """The tier called `name`."""
-    for tier in TIERS:
-        if tier.name == name:
-            return tier
-    raise UsageError(f"unknown memory tier '{name}'. Known: {', '.join(tier.name for tier in TIERS)}")
+def tier_table(
+    latent: tuple[int, int], config: UNetConfig | None = None, dtype: str = "bfloat16"
+) -> list[tuple[Tier, float]]:
+    """Every tier with its predicted GiB in `dtype`."""
+    tiers = [replace(tier, dtype=dtype) for tier in TIERS]
+    return [(tier, predicted_bytes(tier, latent, config) / GIB) for tier in tiers]
 
 
-def tier_table(latent: tuple[int, int], config: UNetConfig | None = None) -> list[tuple[str, float]]:
-    """(name, predicted GiB) of every tier, for `--dry-run`."""
-    return [(tier.name, predicted_bytes(tier, latent, config) / GIB) for tier in TIERS]
+def tier_lines(latent: tuple[int, int], dtype: str = "bfloat16") -> list[str]:
+    """The table for `--dry-run`, a line per tier."""
+    return [
+        f"{tier.name:<8} {gib:5.1f} GiB: windows of {tier.window}, {tier.decode_batch} decoded at once, "
+        f"{'one network at a time' if tier.offload else 'all networks'} on the device"
+        for tier, gib in tier_table(latent, dtype=dtype)
+    ]

@@ -1,7 +1,8 @@
 """`AnimateXPipeline`: the full model in the manner of diffusers.
 
     pipeline = AnimateXPipeline.from_pretrained("path/to/model").to("cuda", torch.bfloat16)
-    video = pipeline(picture, poses, driving_frames, num_inference_steps=30).frames
+    pipeline.scheduler = "unipc"  # or any diffusers scheduler object that predicts velocities
+    video = pipeline(picture, poses, driving_frames, num_inference_steps=12, generator=torch.manual_seed(1)).frames
     pipeline.save_pretrained("converted")
 
 `from_pretrained` takes released files or a converted folder.  For long clips use `stream`, which yields frames.
@@ -9,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from animx import __version__
-from animx.canvas import Canvas
-from animx.diffusion.clip import make_clip
+from animx.diffusion.clip import Clip, make_clip
 from animx.diffusion.components import Components, load_components, save_components
+from animx.diffusion.placing import Placing
 from animx.diffusion.ranks import Ranks
-from animx.diffusion.render import Drift, Settings, StepProgress, render_clip
+from animx.diffusion.render import Drift, Hooks, Settings, render_clip
 from animx.diffusion.sampler import Guidance
 from animx.errors import UsageError
 from animx.job import ChunkStore
 from animx.pose.sequence import PoseSequence
 from animx.weights import find_model, write_hashes
 
-StepCallback = Callable[["AnimateXPipeline", int, int, dict[str, Tensor]], Any]
-"""(pipeline, segment, step, {"latents": ...}), called after every step."""
+StepCallback = Callable[["AnimateXPipeline", int, int, dict[str, Any]], Mapping[str, Any] | None]
+"""(pipeline, index of the step, timestep, {"latents": [1, 4, F, h, w], "segment": number}); what it returns under
+"latents" takes the latents' place."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ class AnimateXPipeline:
 
     def __init__(self, components: Components) -> None:
         self.components = components
-        self.scheduler = "released"
-        """Name of the scheduler: released, ddim, dpm++2m or unipc."""
-        self._offload: torch.device | None = None
+        self.scheduler: Any = "released"
+        """Name of the scheduler (released, ddim, dpm++2m, unipc), or a diffusers scheduler object."""
+        self.placing = Placing(components)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **changes: Any) -> AnimateXPipeline:
@@ -66,24 +68,70 @@ class AnimateXPipeline:
         save_components(self.components, target, __version__)
         write_hashes(target)
 
-    def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> AnimateXPipeline:
-        """Move all networks; returns itself."""
-        self.components.to(torch.device(device), dtype)
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> AnimateXPipeline:
+        """Move all networks (and cast them, with `dtype`); returns itself.  Ends offloading."""
+        self.components.to(torch.device(device), dtype or self.placing.dtype)
+        self.placing = Placing(self.components)
         return self
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.components.unet.parameters()).device
+        """Where the networks work."""
+        return self.placing.device
 
     def enable_model_cpu_offload(self, device: str | torch.device = "cuda") -> None:
-        """Keep the image encoder and the codec on the CPU except while they work (less memory, a little slower)."""
-        from accelerate import cpu_offload_with_hook
+        """Keep every network on the CPU except while it works (less memory, a little slower)."""
+        self.components.to(torch.device("cpu"), self.placing.dtype)
+        self.placing = Placing(self.components, torch.device(device))
 
-        self._offload = torch.device(device)
-        hook = None
-        for part in (self.components.image_encoder, self.components.unet, self.components.vae):
-            _, hook = cpu_offload_with_hook(part, self._offload, prev_module_hook=hook)
+    def prepare(
+        self,
+        picture: NDArray[np.uint8],
+        poses: PoseSequence,
+        driving_frames: Iterable[NDArray[np.uint8]],
+        *,
+        keypoints: PoseSequence | None = None,
+        reference_pose: PoseSequence | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Clip:
+        """Encode all that does not depend on how the clip is sampled; the driving frames are read once.
+
+        picture: reference, RGB [H, W, 3].  poses: aligned, on a canvas of sides that are multiples of 8.  keypoints:
+        the driving poses before alignment (default: `poses`).  generator: for the reference latent of `paper` models.
+        """
+        canvas = poses.canvas
+        if canvas.width % 8 or canvas.height % 8:
+            raise UsageError(f"--size {canvas}: the full model needs sides that are multiples of 8")
+        return make_clip(
+            self.placing, canvas, picture, poses, keypoints or poses, driving_frames, reference_pose, generator
+        )
+
+    def frames(
+        self,
+        clip: Clip,
+        settings: Settings,
+        *,
+        store: ChunkStore | None = None,
+        drift: Drift | None = None,
+        hooks: Hooks | None = None,
+        ranks: Ranks | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Yield the RGB frames [H, W, 3] of a prepared clip as its segments are finished; see `render_clip`."""
+        custom = None if isinstance(self.scheduler, str) else self.scheduler
+        if store is not None and (custom is not None or generator is not None):
+            raise UsageError("a job folder cannot keep a scheduler object or a generator. Use names and seeds")
+        yield from render_clip(
+            self.placing,
+            clip,
+            settings,
+            store=store,
+            drift=drift,
+            hooks=hooks,
+            ranks=ranks,
+            scheduler=custom,
+            generator=generator,
+        )
 
     def stream(
         self,
@@ -94,67 +142,60 @@ class AnimateXPipeline:
         settings: Settings | None = None,
         keypoints: PoseSequence | None = None,
         reference_pose: PoseSequence | None = None,
-        store: ChunkStore | None = None,
+        generator: torch.Generator | None = None,
         drift: Drift | None = None,
-        on_step: StepProgress | None = None,
+        hooks: Hooks | None = None,
         callback_on_step_end: StepCallback | None = None,
-        ranks: Ranks | None = None,
     ) -> Iterator[NDArray[np.uint8]]:
         """Yield RGB frames [H, W, 3] on the canvas of `poses`, one per pose, as segments are finished.
 
-        picture: reference, RGB [H, W, 3].  keypoints: the driving poses before alignment (default: `poses`).
+        `generator` draws all start noise in place of the settings' seed; a fresh one seeded alike gives the same
+        frames for a clip of one segment.
         """
-        settings = settings or Settings(scheduler=self.scheduler)
-        canvas = poses.canvas
-        if canvas.width % 8 or canvas.height % 8:
-            raise UsageError(f"--size {canvas}: the full model needs sides that are multiples of 8")
-        generator = torch.Generator().manual_seed(settings.seed)
-        clip = make_clip(
-            self.components, canvas, picture, poses, keypoints or poses, driving_frames, reference_pose, generator
+        if settings is None:
+            settings = Settings(scheduler=self.scheduler) if isinstance(self.scheduler, str) else Settings()
+        hooks = hooks or Hooks()
+        if callback_on_step_end is not None:
+            hooks = replace(hooks, on_latents=self._calling(callback_on_step_end))
+        own = torch.Generator().manual_seed(settings.seed) if generator is None else generator.clone_state()
+        clip = self.prepare(
+            picture, poses, driving_frames, keypoints=keypoints, reference_pose=reference_pose, generator=own
         )
-
-        def on_latents(segment: int, step: int, latents: Tensor) -> None:
-            if callback_on_step_end is not None:
-                callback_on_step_end(self, segment, step, {"latents": latents})
-
-        yield from render_clip(
-            self.components,
-            clip,
-            settings,
-            store=store,
-            drift=drift,
-            on_step=on_step,
-            on_latents=on_latents,
-            ranks=ranks,
-        )
+        yield from self.frames(clip, settings, drift=drift, hooks=hooks, generator=generator)
 
     def __call__(
         self,
         picture: NDArray[np.uint8],
         poses: PoseSequence,
-        driving_frames: Sequence[NDArray[np.uint8]],
+        driving_frames: Iterable[NDArray[np.uint8]],
         *,
         num_inference_steps: int = 30,
         guidance_scale: float = 2.5,
+        eta: float = 0.0,
         seed: int = 13,
         settings: Settings | None = None,
         **kwargs: Any,
     ) -> AnimateXOutput:
         """All frames of a clip at once.  `settings` overrules the named numbers; further arguments as `stream`."""
         drift = Drift()
-        settings = settings or replace(
-            Settings(),
+        settings = settings or Settings(
             steps=num_inference_steps,
             guidance=Guidance(guidance_scale),
+            eta=eta,
             seed=seed,
-            scheduler=self.scheduler,
+            scheduler=self.scheduler if isinstance(self.scheduler, str) else "ddim",
         )
         frames = list(self.stream(picture, poses, driving_frames, settings=settings, drift=drift, **kwargs))
         return AnimateXOutput(np.stack(frames), drift)
 
+    def _calling(self, callback: StepCallback) -> Callable[[int, int, int, Tensor], Tensor | None]:
+        def on_latents(segment: int, index: int, timestep: int, latents: Tensor) -> Tensor | None:
+            answer = callback(self, index, timestep, {"latents": latents, "segment": segment})
+            changed = None if answer is None else answer.get("latents")
+            if changed is not None and changed.shape != latents.shape:
+                raise ValueError(
+                    f"callback_on_step_end returned latents {list(changed.shape)}, not {list(latents.shape)}"
+                )
+            return changed
 
-def default_canvas(reference: Canvas, area: int = 512 * 768) -> Canvas:
-    """The canvas to render a reference on: its aspect, about the trained area, sides multiples of 64."""
-    factor = (area / (reference.width * reference.height)) ** 0.5
-    sides = [max(64, round(side * factor / 64) * 64) for side in reference.size]
-    return Canvas(*sides)
+        return on_latents

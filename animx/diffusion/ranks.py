@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +50,11 @@ class Ranks:
 
     def from_first(self, value: Tensor | None) -> Tensor | None:
         """What rank 0 holds (None included), on every rank; CPU tensors."""
+        found: Tensor | None = self.from_first_object(value)
+        return found
+
+    def from_first_object(self, value: Any) -> Any:
+        """What rank 0 holds, on every rank; any picklable object."""
         if self.size == 1:
             return value
         import torch.distributed as dist
@@ -72,8 +79,16 @@ def join(device: str) -> Ranks:
         return Ranks()
     import torch.distributed as dist
 
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     if device.startswith("cuda"):
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        # The others wait while the first decodes and writes: however long that takes, it is no failure.
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(days=1))
     return Ranks(rank, size)
+
+
+def device_of_rank(device: str) -> str:
+    """The device of this process: under torchrun each takes the CUDA device of its local number."""
+    if device != "cuda" or rank_of_environment()[1] == 1:
+        return device
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

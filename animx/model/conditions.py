@@ -6,6 +6,7 @@ feature on the latent grid, and keys and values of every cross-attention.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -56,3 +57,21 @@ class Conditions:
     reference: Tensor  # [B, in + concat, 1, h, w], the reference slot
     context: tuple[KeyValue, ...]  # per spatial transformer, batch B
     motion: tuple[KeyValue | None, ...] = field(default=())  # per spatial transformer, batch B*T
+
+    @classmethod
+    def stack(cls, rows: Sequence[Conditions]) -> Conditions:
+        """Several conditions of equal frames as one batch, in the order given."""
+
+        def join(parts: Sequence[KeyValue]) -> KeyValue:
+            return torch.cat([k for k, _ in parts]), torch.cat([v for _, v in parts])
+
+        def motion(parts: Sequence[KeyValue | None]) -> KeyValue | None:
+            given = [part for part in parts if part is not None]
+            return join(given) if given else None
+
+        return cls(
+            torch.cat([one.dense for one in rows]),
+            torch.cat([one.reference for one in rows]),
+            tuple(join(parts) for parts in zip(*(one.context for one in rows), strict=True)),
+            tuple(motion(parts) for parts in zip(*(one.motion for one in rows), strict=True)),
+        )

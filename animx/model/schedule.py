@@ -59,8 +59,19 @@ def zero_snr_schedule(start: float = 0.00085, end: float = 0.012) -> Schedule:
 def ddim_steps(steps: int) -> list[int]:
     """Timesteps of the released spacing, descending: 1 + arange(0, 1000, 1000 // n).  30 gives 31, 50 gives 50."""
     if not 1 <= steps <= 500:
-        raise UsageError(f"--steps {steps}: use 1 to 500 (at t = 999 the released step divides by zero)")
+        raise UsageError(f"--steps {steps}: use 1 to 500")
+    if not _can_step(steps):
+        near = min((n for n in range(1, 501) if _can_step(n)), key=lambda n: abs(n - steps))
+        raise UsageError(
+            f"--steps {steps}: the released spacing then starts at t = 999, where its step divides by zero. "
+            f"Use {near}, or --scheduler ddim"
+        )
     return list(range(1, TRAIN_STEPS + 1, TRAIN_STEPS // steps))[::-1]
+
+
+def _can_step(steps: int) -> bool:
+    """Whether the released spacing stays below t = 999, where no signal is left."""
+    return range(1, TRAIN_STEPS + 1, TRAIN_STEPS // steps)[-1] < TRAIN_STEPS - 1
 
 
 def ddim_step(schedule: Schedule, x: Tensor, v: Tensor, t: int, stride: int) -> Tensor:
