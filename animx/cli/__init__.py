@@ -21,6 +21,7 @@ from animx.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
     AnimxError,
+    BatchError,
     OutOfMemoryError,
     UsageError,
     nearest,
@@ -159,7 +160,8 @@ def report(output: Output, error: BaseException, as_json: bool) -> int:
         output.say("".join(traceback.format_exception(error)).rstrip())
     elif code == 1:
         message += " Run again with -v for the traceback"
-    output.error(message, type(error).__name__, code, as_json=as_json)
+    data = error.data if isinstance(error, BatchError) else None
+    output.error(message, type(error).__name__, code, as_json=as_json, data=data)
     return code
 
 

@@ -23,7 +23,7 @@ from animx.errors import BatchError
 )
 @click.argument("jobs", metavar="JOBS")
 @click.option("--shard", metavar="I/N", help="Do every Nth job from the Ith on, counted from 1.  [all]")
-@click.option("--resume", is_flag=True, help="Skip jobs whose output is there; take up broken long renders.")
+@click.option("--resume", is_flag=True, help="Skip jobs whose output is there and theirs; take up broken long renders.")
 @click.option("--keep-going", is_flag=True, help="Do the other jobs when one fails.")
 @click.option("--ray", "ray_address", metavar="ADDRESS", help="Run on a Ray cluster: its address, auto, or local.")
 def batch(
@@ -42,21 +42,22 @@ def batch(
     """
     from animx import batch as b
 
+    part = None if shard is None else b.parse_shard(shard)
     chosen = b.read_jobs(jobs)
-    if shard is not None:
-        chosen = b.shard(chosen, b.parse_shard(shard))
+    if part is not None:
+        chosen = b.shard(chosen, part)
     progress = out.progress()
-    done = 0
+    ended = 0
 
     def on_result(result: b.JobResult) -> None:
-        nonlocal done
-        done += 1
-        progress("jobs", done, len(chosen))
+        nonlocal ended
+        ended += 1
         if not out.as_json:
             sys.stdout.write(json.dumps(result.record()) + "\n")
             sys.stdout.flush()
         if result.status == "failed":
-            out.say(f"animx: job {result.number} failed: {result.error}")
+            out.say(f"animx: line {result.number} failed: {result.error}")
+        progress("jobs", ended, len(chosen))
 
     results = b.run_batch(
         chosen,
@@ -66,13 +67,14 @@ def batch(
         ray_address=ray_address,
         on_result=on_result,
     )
+    states = ("done", "skipped", "failed", "pending")
+    counts = {state: sum(result.status == state for result in results) for state in states}
+    data = {"counts": counts, "jobs": [result.record() for result in results]}
+    said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     failed = [result for result in results if result.status == "failed"]
-    if out.as_json and not failed:
-        out.result({"jobs": [result.record() for result in results]})
     if failed:
-        left = len(chosen) - len(results)
-        undone = f", {left} not begun (use --keep-going)" if left else ""
-        raise BatchError(
-            f"{len(failed)} of {len(chosen)} jobs failed{undone}; the first is line {failed[0].number}: "
-            f"{failed[0].error}"
-        )
+        mend = " Go on with --resume" if keep_going else " Go on with --resume, or do all others with --keep-going"
+        raise BatchError(f"{said}; the first is line {failed[0].number}: {failed[0].error}.{mend}", data)
+    out.say(f"animx: {said or 'no jobs in this shard'}")
+    if out.as_json:
+        out.result(data)

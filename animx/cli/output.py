@@ -83,12 +83,19 @@ class Output:
         if not self.quiet and is_first():
             self._line(f"{self._paint('animx: warning:', '33')} {message}")
 
-    def error(self, message: str, kind: str = "", exit_code: int = 1, as_json: bool | None = None) -> None:
-        """The one line that says what went wrong; with `--json` also an object with `error` on stdout."""
+    def error(
+        self,
+        message: str,
+        kind: str = "",
+        exit_code: int = 1,
+        as_json: bool | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The one line that says what went wrong; with `--json` also an object on stdout: `data` and `error`."""
         line = " ".join(message.split())
         self._line(f"{self._paint('animx: error:', '1;31')} {line}")
         if (self.as_json if as_json is None else as_json) and not self.stdout_taken:
-            self._print_json({"error": {"kind": kind, "message": line, "exit_code": exit_code}})
+            self._print_json({**(data or {}), "error": {"kind": kind, "message": line, "exit_code": exit_code}})
 
     def _line(self, line: str) -> None:
         self._clear_bar()

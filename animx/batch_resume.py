@@ -1,0 +1,105 @@
+"""Whether a job's output is there already and is what the job would make, told by the recipe in its side-car.
+
+Compared is what the job names: the contents of its inputs, its options, presets, engine, seed, and the model's hash.  Not
+compared is what a job does not decide: the version of animx, the pose backend that was best on the machine, the device.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from animx.batch_jobs import Job
+from animx.driving import open_driving
+from animx.engine import Engine
+from animx.errors import AnimxError
+from animx.image import file_sha256, read_picture
+from animx.plugins import load
+from animx.provenance import side_car_path
+from animx.request import RenderOptions, engine_options, load_presets, preset_record
+from animx.times import resolve_size
+
+
+def is_there(output: str) -> bool:
+    """Whether anything lies at an output: a file with content, a folder that holds something, frames of a pattern."""
+    path = Path(output)
+    if "%" in path.name:
+        head, _, tail = path.name.partition("%")
+        ending = tail.lstrip("0123456789")[1:]
+        return path.parent.is_dir() and any(
+            one.name.startswith(head) and one.name.endswith(ending) and one.is_file() for one in path.parent.iterdir()
+        )
+    if path.is_dir():
+        return any(path.iterdir())
+    return path.is_file() and path.stat().st_size > 0
+
+
+def difference(job: Job) -> str | None:
+    """What sets the output apart from what the job would make, in a few words; None when it is that.
+
+    Errors: those of unreadable inputs.
+    """
+    recipe = _recorded(job.output)
+    if recipe is None:
+        return "no recipe beside it"
+    options = RenderOptions.of(**dict(job.options))
+    if options.engine not in ("auto", recipe.get("engine")):
+        return f"engine {recipe.get('engine')}"
+    try:
+        engine: Engine = load("engines", str(recipe.get("engine")))()
+    except AnimxError:
+        return f"engine {recipe.get('engine')}"
+    for name, found, wanted in _pairs(job, options, engine, recipe):
+        if _plain(found) != _plain(wanted):
+            return f"another {name}"
+    return None
+
+
+def _recorded(output: str) -> Mapping[str, Any] | None:
+    try:
+        content = json.loads(side_car_path(output).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    usable = isinstance(content, dict) and content.get("command") == "render"
+    return content if usable and isinstance(content.get("options"), dict) else None
+
+
+def _pairs(job: Job, options: RenderOptions, engine: Engine, recipe: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(what, recorded, wanted) for everything the job decides."""
+    inputs = {one.get("role"): one.get("sha256") for one in recipe.get("inputs", ()) if isinstance(one, dict)}
+    wanted = {
+        "reference": file_sha256(job.reference),
+        "driving": open_driving(job.driving).sha256,
+        **{one["role"]: one["sha256"] for one in options.file_records()},
+    }
+    recorded = dict(recipe["options"])
+    size, fps = recorded.pop("size", None), recorded.pop("fps", None)
+    given = options.resolved()
+    del given["size"], given["fps"]
+    pairs = [(f"{role} (the file changed)", inputs.get(role), wanted.get(role)) for role in {**wanted, **inputs}]
+    pairs += [("seed", recipe.get("seed"), options.seed)]
+    pairs += [("presets", recipe.get("presets"), [preset_record(one) for one in load_presets(options.presets)])]
+    pairs += [(f"option '{name}'", recorded.get(name), value) for name, value in given.items()]
+    if options.fps is not None:
+        pairs.append(("option 'fps'", fps, [Fraction(options.fps).numerator, Fraction(options.fps).denominator]))
+    if options.size is not None:
+        pairs.append(("option 'size'", size, list(resolve_size(options.size, read_picture(job.reference).canvas).size)))
+    prefix = f"{engine.name}."
+    before = {key.removeprefix(prefix): value for key, value in recorded.items() if key.startswith(prefix)}
+    asked = engine_options(engine, options.engine_options)
+    if hasattr(engine, "expected"):
+        expected = engine.expected(asked)
+        now = expected.pop("options")
+        pairs += [(name, recipe.get(name), value) for name, value in expected.items()]
+    else:
+        without = getattr(engine, "unrecorded", frozenset())
+        now = {**dict.fromkeys(before), **{name: value for name, value in asked.items() if name not in without}}
+    return pairs + [(f"option '{name}'", before.get(name), value) for name, value in now.items()]
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    return json.loads(json.dumps(value, default=str, sort_keys=True))
