@@ -9,7 +9,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -140,7 +140,7 @@ def run_batch(
     those not begun are `pending`.  ray_address: see `animx.batch_ray`.
     """
     results: dict[int, JobResult] = {}
-    source = _here(jobs, overwrite, resume)
+    source: Generator[JobResult, None, None] = _here(jobs, overwrite, resume)
     if ray_address is not None:
         from animx.batch_ray import run_on_ray
 
@@ -154,7 +154,7 @@ def run_batch(
     return [results.get(job.number, JobResult(job.number, job.output, "pending")) for job in jobs]
 
 
-def _here(jobs: Sequence[Job], overwrite: bool, resume: bool) -> Iterator[JobResult]:
+def _here(jobs: Sequence[Job], overwrite: bool, resume: bool) -> Generator[JobResult, None, None]:
     with resident.kept():
         for job in jobs:
             yield run_job(job, overwrite=overwrite, resume=resume)

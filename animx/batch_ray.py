@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ PASSED = ("ANIMX_", "HF_", "CUBLAS_", "PYTORCH_")
 
 def run_on_ray(
     jobs: Sequence[Job], address: str, *, overwrite: bool = False, resume: bool = False, keep_going: bool = False
-) -> Iterator[JobResult]:
+) -> Generator[JobResult, None, None]:
     """Run jobs on the cluster at `address` (`auto`: the one of this machine; `local`: start one) as workers come free.
 
     Yields results as jobs end.  A worker that dies costs the job it was at, which fails, and is replaced.  Without
@@ -74,8 +74,8 @@ def _absolute(job: Job) -> Job:
     if "presets" in options:
         given = [options["presets"]] if isinstance(options["presets"], str) else options["presets"]
         options["presets"] = [str(Path(one).absolute()) if Path(one).is_file() else one for one in given]
-    paths = {name: str(Path(getattr(job, name)).absolute()) for name in ("reference", "driving", "output")}
-    return replace(job, **paths, options=options)
+    reference, driving, output = (str(Path(path).absolute()) for path in (job.reference, job.driving, job.output))
+    return replace(job, reference=reference, driving=driving, output=output, options=options)
 
 
 class _Worker:

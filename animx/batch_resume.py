@@ -1,7 +1,8 @@
 """Whether a job's output is there already and is what the job would make, told by the recipe in its side-car.
 
-Compared is what the job names: the contents of its inputs, its options, presets, engine, seed, and the model's hash.  Not
-compared is what a job does not decide: the version of animx, the pose backend that was best on the machine, the device.
+Compared is what the job names: the contents of its inputs, its options, presets, engine, seed, and the model's hash.
+Not compared is what a job does not decide: the version of animx, the pose backend that was best on the machine, the
+device.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def _recorded(output: str) -> Mapping[str, Any] | None:
 
 def _pairs(job: Job, options: RenderOptions, engine: Engine, recipe: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(what, recorded, wanted) for everything the job decides."""
-    inputs = {one.get("role"): one.get("sha256") for one in recipe.get("inputs", ()) if isinstance(one, dict)}
+    inputs = {str(one.get("role")): one.get("sha256") for one in recipe.get("inputs", ()) if isinstance(one, dict)}
     wanted = {
         "reference": file_sha256(job.reference),
         "driving": open_driving(job.driving).sha256,
@@ -79,7 +80,9 @@ def _pairs(job: Job, options: RenderOptions, engine: Engine, recipe: Mapping[str
     size, fps = recorded.pop("size", None), recorded.pop("fps", None)
     given = options.resolved()
     del given["size"], given["fps"]
-    pairs = [(f"{role} (the file changed)", inputs.get(role), wanted.get(role)) for role in {**wanted, **inputs}]
+    pairs: list[tuple[str, Any, Any]] = [
+        (f"{role} (the file changed)", inputs.get(role), wanted.get(role)) for role in sorted({*wanted, *inputs})
+    ]
     pairs += [("seed", recipe.get("seed"), options.seed)]
     pairs += [("presets", recipe.get("presets"), [preset_record(one) for one in load_presets(options.presets)])]
     pairs += [(f"option '{name}'", recorded.get(name), value) for name, value in given.items()]
@@ -95,9 +98,10 @@ def _pairs(job: Job, options: RenderOptions, engine: Engine, recipe: Mapping[str
         now = expected.pop("options")
         pairs += [(name, recipe.get(name), value) for name, value in expected.items()]
     else:
-        without = getattr(engine, "unrecorded", frozenset())
+        without: frozenset[str] = getattr(engine, "unrecorded", frozenset())
         now = {**dict.fromkeys(before), **{name: value for name, value in asked.items() if name not in without}}
-    return pairs + [(f"option '{name}'", before.get(name), value) for name, value in now.items()]
+    pairs += [(f"option '{name}'", before.get(name), value) for name, value in now.items()]
+    return pairs
 
 
 def _plain(value: Any) -> Any:

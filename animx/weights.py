@@ -123,8 +123,8 @@ def _tensor_pickle() -> ModuleType:
 
     known: dict[tuple[str, str], Any] = {
         ("collections", "OrderedDict"): OrderedDict,
-        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,  # type: ignore[no-untyped-call]
-        ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,  # type: ignore[no-untyped-call]
+        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+        ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
     }
     known = {key: value for key, value in known.items() if value is not None}
 

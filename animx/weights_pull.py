@@ -46,7 +46,7 @@ def pull(
     if release not in RELEASES:
         raise UsageError(f"unknown model '{release}'.{nearest(release, RELEASES)} Known: {', '.join(RELEASES)}")
     try:
-        from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+        from huggingface_hub import utils as hub
     except ImportError as error:
         raise MissingExtraError("weights pull", "model") from error
     endpoint = (mirror or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
@@ -57,8 +57,8 @@ def pull(
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(target, error) from error
-    quiet = are_progress_bars_disabled()
-    disable_progress_bars()
+    quiet = hub.are_progress_bars_disabled()
+    hub.disable_progress_bars()
     try:
         known = {}
         for file in RELEASES[release]:
@@ -66,7 +66,7 @@ def pull(
             known[path.name] = digest
     finally:
         if not quiet:
-            enable_progress_bars()
+            hub.enable_progress_bars()
     write_hashes(target, known)
     return target
 
@@ -123,7 +123,7 @@ def _fetch(
 def _ask(file: ReleasedFile, endpoint: str, revision: str | None, token: str | None) -> tuple[Any, dict[str, str]]:
     """What the hub says about a file, and the headers to fetch it with."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub import utils as hub
 
     if is_offline_mode():
         raise OSError("HF_HUB_OFFLINE is set")
@@ -131,7 +131,7 @@ def _ask(file: ReleasedFile, endpoint: str, revision: str | None, token: str | N
     facts = get_hf_file_metadata(url, token=token)
     if not facts.etag:
         raise OSError("it names no version (ETag) of the file; is it a model hub?")
-    headers = build_hf_headers(token=token)
+    headers = hub.build_hf_headers(token=token)
     if urlsplit(facts.location).netloc != urlsplit(url).netloc:
         headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}  # the store is somebody else's
     return facts, headers

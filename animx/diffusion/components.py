@@ -1,7 +1,8 @@
 """The parts of a model, loaded strictly from released files or from their conversion, and written back.
 
-Every part is built on the meta device (no memory), then given the file's memory-mapped tensors.  Every loader compares names and shapes first and refuses with a report; nothing is filled in silently.  A folder may
-hold `animx.json` with the sizes of a model that is not the released one (tests, small trainings).
+Every part is built on the meta device (no memory), then given the file's memory-mapped tensors.  Every loader compares
+names and shapes first and refuses with a report; nothing is filled in silently.  A folder may hold `animx.json` with
+the sizes of a model that is not the released one (tests, small trainings).
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def read_sizes(folder: Path) -> Sizes:
         return Sizes()
     try:
         content = json.loads(path.read_text())
-        unet = {k: tuple(v) if isinstance(v, list) else v for k, v in content.get("unet", {}).items()}
-        parts = {k: dict(content.get(k, {})) for k in ("vae", "vision", "text")}
+        unet: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.get("unet", {}).items()}
+        parts: dict[str, Any] = {k: dict(content.get(k, {})) for k in ("vae", "vision", "text")}
         if "multipliers" in parts["vae"]:
             parts["vae"]["multipliers"] = tuple(parts["vae"]["multipliers"])
         return Sizes(UNetConfig(**unet), **parts)

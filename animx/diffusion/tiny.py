@@ -75,7 +75,7 @@ def _open_clip(sizes: Sizes, generator: torch.Generator) -> dict[str, Tensor]:
         return torch.randn(*shape, generator=generator) * (shape[-1] ** -0.5 if len(shape) > 1 else 0.05)
 
     def layers(prefix: str, width: int, count: int) -> dict[str, Tensor]:
-        made = {}
+        made: dict[str, Tensor] = {}
         for i in range(count):
             at = f"{prefix}transformer.resblocks.{i}."
             for norm in ("ln_1", "ln_2"):

@@ -40,7 +40,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype 
         file.write(struct.pack("<Q", len(head)) + head)
         for name in names:
             value = tensors[name].detach().to(device="cpu", dtype=stored[name]).contiguous()
-            file.write(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+            file.write(value.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _stored(value: Tensor, dtype: torch.dtype | None) -> torch.dtype:
