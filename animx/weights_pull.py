@@ -57,16 +57,11 @@ def pull(
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise output_error(target, error) from error
-    quiet = hub.are_progress_bars_disabled()
-    hub.disable_progress_bars()
-    try:
-        known = {}
+    known = {}
+    with _hushed(hub):
         for file in RELEASES[release]:
             path, digest = _fetch(file, target, endpoint, revision, token, on_progress)
             known[path.name] = digest
-    finally:
-        if not quiet:
-            hub.enable_progress_bars()
     write_hashes(target, known)
     return target
 
@@ -142,6 +137,21 @@ def _transfer(facts: Any, headers: dict[str, str], sink: _Sink, begun: int) -> N
     from huggingface_hub.file_download import http_get
 
     http_get(facts.location, sink, resume_size=begun, headers=headers, expected_size=facts.size)
+
+
+@contextlib.contextmanager
+def _hushed(hub: Any) -> Iterator[None]:
+    """Without the library's own progress bars and warnings: what matters comes back as an error."""
+    logger, shown = logging.getLogger("huggingface_hub"), not hub.are_progress_bars_disabled()
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    hub.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if shown:
+            hub.enable_progress_bars()
 
 
 class _Sink(FileIO):
