@@ -84,6 +84,7 @@ def run_job(job: Job, *, overwrite: bool = False, resume: bool = False) -> JobRe
             if _is_finished(job, overwrite):
                 return result("skipped")
             options = _taking_up(job, options)
+            overwrite = overwrite or _only_side_car(job)
         made = render(job.reference, job.driving, job.output, overwrite=overwrite, **options)
     except AnimxError as error:
         return failed(error.exit_code, str(error))
@@ -114,6 +115,13 @@ def _is_finished(job: Job, overwrite: bool) -> bool:
     if different is not None:
         log.info("line %d: %s is made again (%s)", job.number, job.output, different)
     return different is None
+
+
+def _only_side_car(job: Job) -> bool:
+    """Whether the output was taken away and its recipe left behind: then that may be replaced."""
+    from animx.batch_resume import is_there, recorded
+
+    return not is_there(job.output) and not Path(job.output).exists() and recorded(job.output) is not None
 
 
 def _taking_up(job: Job, options: dict[str, Any]) -> dict[str, Any]:

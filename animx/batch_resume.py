@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from animx.batch_jobs import Job
-from animx.driving import open_driving
+from animx.driving import Driving, open_driving, open_stream, poses_of_file
 from animx.engine import Engine
 from animx.errors import AnimxError
 from animx.image import file_sha256, read_picture
 from animx.plugins import load
+from animx.prepare import MAX_LONG_SIDE
 from animx.provenance import side_car_path
 from animx.request import RenderOptions, engine_options, load_presets, preset_record
 from animx.times import resolve_size
@@ -43,7 +44,7 @@ def difference(job: Job) -> str | None:
 
     Errors: those of unreadable inputs.
     """
-    recipe = _recorded(job.output)
+    recipe = recorded(job.output)
     if recipe is None:
         return "no recipe beside it"
     options = RenderOptions.of(**dict(job.options))
@@ -59,7 +60,8 @@ def difference(job: Job) -> str | None:
     return None
 
 
-def _recorded(output: str) -> Mapping[str, Any] | None:
+def recorded(output: str) -> Mapping[str, Any] | None:
+    """The recipe in the side-car of an output; None when there is none that `render` wrote."""
     try:
         content = json.loads(side_car_path(output).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -71,13 +73,14 @@ def _recorded(output: str) -> Mapping[str, Any] | None:
 def _pairs(job: Job, options: RenderOptions, engine: Engine, recipe: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(what, recorded, wanted) for everything the job decides."""
     inputs = {str(one.get("role")): one.get("sha256") for one in recipe.get("inputs", ()) if isinstance(one, dict)}
+    drive = open_driving(job.driving)
     wanted = {
         "reference": file_sha256(job.reference),
-        "driving": open_driving(job.driving).sha256,
+        "driving": drive.sha256,
         **{one["role"]: one["sha256"] for one in options.file_records()},
     }
-    recorded = dict(recipe["options"])
-    size, fps = recorded.pop("size", None), recorded.pop("fps", None)
+    before = dict(recipe["options"])
+    size, fps = before.pop("size", None), before.pop("fps", None)
     given = options.resolved()
     del given["size"], given["fps"]
     pairs: list[tuple[str, Any, Any]] = [
@@ -85,13 +88,12 @@ def _pairs(job: Job, options: RenderOptions, engine: Engine, recipe: Mapping[str
     ]
     pairs += [("seed", recipe.get("seed"), options.seed)]
     pairs += [("presets", recipe.get("presets"), [preset_record(one) for one in load_presets(options.presets)])]
-    pairs += [(f"option '{name}'", recorded.get(name), value) for name, value in given.items()]
-    if options.fps is not None:
-        pairs.append(("option 'fps'", fps, [Fraction(options.fps).numerator, Fraction(options.fps).denominator]))
-    if options.size is not None:
-        pairs.append(("option 'size'", size, list(resolve_size(options.size, read_picture(job.reference).canvas).size)))
+    pairs += [(f"option '{name}'", before.get(name), value) for name, value in given.items()]
+    rate, own = _rate(drive, options), read_picture(job.reference).canvas
+    canvas = own.limited(MAX_LONG_SIDE).even() if options.size is None else resolve_size(options.size, own)
+    pairs += [("option 'fps'", fps, [rate.numerator, rate.denominator]), ("option 'size'", size, list(canvas.size))]
     prefix = f"{engine.name}."
-    before = {key.removeprefix(prefix): value for key, value in recorded.items() if key.startswith(prefix)}
+    before = {key.removeprefix(prefix): value for key, value in before.items() if key.startswith(prefix)}
     asked = engine_options(engine, options.engine_options)
     if hasattr(engine, "expected"):
         expected = engine.expected(asked)
@@ -102,6 +104,14 @@ def _pairs(job: Job, options: RenderOptions, engine: Engine, recipe: Mapping[str
         now = {**dict.fromkeys(before), **{name: value for name, value in asked.items() if name not in without}}
     pairs += [(f"option '{name}'", before.get(name), value) for name, value in now.items()]
     return pairs
+
+
+def _rate(drive: Driving, options: RenderOptions) -> Fraction:
+    """The frame rate of the output."""
+    if drive.path is not None:
+        return open_stream(drive.path, options).fps
+    assert drive.poses is not None
+    return poses_of_file(drive.poses, options).fps
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from animx import resident
 from animx.canvas import Canvas, place
 from animx.diffusion.options import NAMES, UNRECORDED, EngineOptions
 from animx.engine import Plan, Progress, RenderJob, no_progress
@@ -88,6 +89,15 @@ class AnimateXEngine:
             _device(given)
         find_model(given.model)
 
+    def expected(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What the recipe of a render with these options holds, as far as it is known without rendering."""
+        from animx.weights import find_model, model_hash
+
+        given = EngineOptions.of(options)
+        known = {name: value for name, value in asdict(given).items() if value is not None and name not in UNRECORDED}
+        known["model"] = Path(given.model).name
+        return {"options": known, "weights": model_hash(find_model(given.model))}
+
     def plan(self, job: RenderJob) -> Plan:
         """Windows, memory per tier and time, without loading weights."""
         from animx.diffusion.memory import GIB, predicted_bytes, tier_lines
@@ -124,7 +134,6 @@ class AnimateXEngine:
         """
         import torch
 
-        from animx.diffusion.pipeline import AnimateXPipeline
         from animx.diffusion.ranks import join
         from animx.weights import find_model, model_hash
 
@@ -141,12 +150,8 @@ class AnimateXEngine:
             store = ChunkStore(job.folder, _job_plan(job, run, weights), resume=run.options.resume)
         run = _reduced(run, ranks.from_first_object(store.remembered() if store is not None else {}))
         try:
-            pipeline = AnimateXPipeline.from_pretrained(folder)
-            dtype = getattr(torch, run.dtype)
-            if run.tier.offload and run.device != "cpu":
-                pipeline.to("cpu", dtype).enable_model_cpu_offload(run.device)
-            else:
-                pipeline.to(run.device, dtype)
+            key = (weights, run.device, run.dtype, run.tier.offload)
+            pipeline = resident.once(key, lambda: _load(folder, run))
             clip = _clip(pipeline, job, run)
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(
@@ -206,6 +211,19 @@ def model_canvas(canvas: Canvas, *, fixed: bool = False) -> Canvas:
     """The canvas the network runs on: the job's own down to multiples of 8; when not `fixed`, within its area."""
     factor = 1.0 if fixed else min(1.0, (LARGEST_AREA * 1.05 / (canvas.width * canvas.height)) ** 0.5)
     return Canvas(*(max(64, int(side * factor) // 8 * 8) for side in canvas.size))
+
+
+def _load(folder: Path, run: _Run) -> AnimateXPipeline:
+    import torch
+
+    from animx.diffusion.pipeline import AnimateXPipeline
+
+    pipeline = AnimateXPipeline.from_pretrained(folder)
+    dtype = getattr(torch, run.dtype)
+    if run.tier.offload and run.device != "cpu":
+        pipeline.to("cpu", dtype).enable_model_cpu_offload(run.device)
+        return pipeline
+    return pipeline.to(run.device, dtype)
 
 
 def _clip(pipeline: AnimateXPipeline, job: RenderJob, run: _Run) -> Clip:
