@@ -15,7 +15,8 @@ from animx.pose.formats import write_poses
 from animx.pose.sequence import PoseSequence
 from animx.video import open_frames
 
-SIZE = Canvas(64, 96)
+FRAMES = 9
+"""Frames of the dance: two windows, or two segments of one."""
 SMALL = ("--steps", 2, "--size", "64x96", "--window", 6, "--overlap", 2)
 
 
@@ -25,7 +26,7 @@ class Stage:
     def __init__(self, folder: Path, release: Path, clip: Path, poses: PoseSequence) -> None:
         from animx_trainer import synthetic
 
-        self.release, self.clip, self.poses = release, clip, poses
+        self.release, self.clip, self.poses = release, clip, poses.cut(0, FRAMES)
         canvas = Canvas(128, 192)
         who = synthetic.character("human")
         rgb, mask, _ = synthetic.draw_character(who, synthetic.rest_pose(who, canvas), canvas, background="plain")
@@ -33,10 +34,10 @@ class Stage:
         self.figure = folder / "figure.png"
         write_picture(self.figure, np.dstack([rgb, alpha]))
         self.dance = folder / "dance.pose.json"
-        write_poses(poses, self.dance)
+        write_poses(self.poses, self.dance)
 
     def arguments(self, out: Path | str, *more: object, drive: object = None, video: bool = True) -> list[str]:
-        """`animx` arguments of a tiny render of the dance (12 frames) without any pose detector."""
+        """`animx` arguments of a tiny render of the dance without any pose detector."""
         given = ["render", self.figure, drive or self.dance, "-o", out, "--engine", "animate-x", "--model",
                  self.release, "--device", "cpu", "--ref-pose", "fit", *SMALL]  # fmt: skip
         given += ["--driving-video", self.clip] if video else []
