@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hall import Ran, animx
+from hall import Ran, animx, installed, make_package
 
 pytest.importorskip("torch", reason="needs the 'model' extra")
 pytest.importorskip("diffusers", reason="needs the 'model' extra")
@@ -20,6 +20,7 @@ from wet import Stage
 
 from animx import resident
 from animx.diffusion import pipeline as pipeline_module
+from animx.diffusion.tiny import write_tiny_release
 from animx.errors import MissingExtraError
 from animx.weights import write_hashes
 
@@ -51,7 +52,7 @@ def lines(ran: Ran) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The model folders that were loaded, in order."""
     seen: list[str] = []
     real = pipeline_module.load_components
@@ -61,7 +62,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return real(folder, *rest, **more)
 
     monkeypatch.setattr(pipeline_module, "load_components", counting)
-    yield seen
+    return seen
 
 
 def test_a_model_is_loaded_once_and_gives_what_it_gives_alone(
@@ -83,14 +84,7 @@ def test_another_precision_or_other_weights_are_loaded_anew_and_equal_ones_are_n
     stage: Stage, model: Path, tmp_path: Path, loads: list[str]
 ) -> None:
     twin = Path(shutil.copytree(model, tmp_path / "twin"))
-    other = Path(shutil.copytree(model, tmp_path / "other"))
-    content = bytearray((other / "open_clip_pytorch_model.bin").read_bytes())
-    at = content.index(b"\x00" * 16)
-    assert at
-    from animx.diffusion.tiny import write_tiny_release
-
-    shutil.rmtree(other)
-    write_tiny_release(other, seed=1)
+    other = write_tiny_release(tmp_path / "other", seed=1)
     jobs = [job(stage, "a.mp4", model), job(stage, "b.mp4", twin), job(stage, "c.mp4", model, dtype="bfloat16"),
             job(stage, "d.mp4", other)]  # fmt: skip
     ran = batch(tmp_path, jobs)
@@ -108,8 +102,6 @@ def test_resume_goes_by_the_weights_and_the_models_options(stage: Stage, model: 
         assert states("--resume", **change) == ["failed"], change
     assert states("--resume", engine_options={"stream": False}) == ["skipped"], "changes no byte"
     assert states("--resume", engine_options={"guidance_start": 0.0}) == ["skipped"], "the default"
-    from animx.diffusion.tiny import write_tiny_release
-
     shutil.rmtree(model)
     write_tiny_release(model, seed=1)
     ran = batch(tmp_path, [job(stage, "a.mp4", model)], "--resume")
@@ -125,7 +117,6 @@ def test_resume_goes_by_the_weights_and_the_models_options(stage: Stage, model: 
 def test_resume_takes_up_a_render_that_broke(
     stage: Stage, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from animx import video_write
     from animx.job import ChunkStore
 
     whole = job(stage, "whole.mp4", model, end="9f", engine_options={"windows": 1})
@@ -140,7 +131,6 @@ def test_resume_takes_up_a_render_that_broke(
         saved.append(index)
         real(self, index, *rest, **more)
 
-    assert video_write
     monkeypatch.setattr(ChunkStore, "save", breaking)
     broken = {**whole, "output": "out.mp4"}
     assert batch(tmp_path, [broken]).code == 130
@@ -213,6 +203,24 @@ def test_a_cluster_makes_the_same_bytes_and_loads_the_model_once_a_worker(
     assert ran.json["counts"] == {"done": 0, "skipped": 7, "failed": 0, "pending": 0}
 
 
+KILLER = """
+import os
+
+
+class Killer:
+    name = "killer"
+    options = frozenset()
+
+    def available(self):
+        return None
+
+    def plan(self, job): ...
+
+    def render(self, job, on_progress=None):
+        os.kill(os.getpid(), 9)
+"""
+
+
 @pytest.mark.slow
 @needs_ray
 def test_on_a_cluster_no_job_begins_after_a_failure_and_a_dead_worker_costs_its_job(
@@ -226,11 +234,7 @@ def test_on_a_cluster_no_job_begins_after_a_failure_and_a_dead_worker_costs_its_
     assert ran.json["counts"]["failed"] == 1
     killer = tmp_path / "site"
     killer.mkdir()
-    from hall import installed, make_package
-
-    code = "import os\nclass Killer:\n    name = 'killer'\n    options = frozenset()\n    def available(self): return None\n" \
-           "    def render(self, job, on_progress=None): os.kill(os.getpid(), 9)\n    def plan(self, job): ...\n"  # fmt: skip
-    make_package(killer, "killer_engine", code, {"animx.engines": {"killer": "killer_engine:Killer"}})
+    make_package(killer, "killer_engine", KILLER, {"animx.engines": {"killer": "killer_engine:Killer"}})
     with installed(killer):
         jobs = [puppet(stage, "k.mp4", engine="killer"), *(puppet(stage, f"x{i}.mp4") for i in range(3))]
         ran = batch(tmp_path, jobs, "--json", "--keep-going", "--ray", cluster)
