@@ -19,6 +19,8 @@ TYPES: dict[torch.dtype, str] = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 """Name of each type in the format."""
+ALIGNMENT = 64
+"""Where tensors should begin in a file that is mapped into memory [bytes]."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
@@ -28,14 +30,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype 
     """
     table: dict[str, object] = {"__metadata__": {"format": "pt"}}
     stored = {name: _stored(tensors[name], dtype) for name in sorted(tensors)}
-    # Wide types first, so that every tensor starts at a multiple of its own size.
-    names = sorted(stored, key=lambda name: (-stored[name].itemsize, name))
+    length = {name: tensors[name].numel() * stored[name].itemsize for name in stored}
+    # The format allows no gaps.  Those that fill whole blocks come first, so that all but small ones are aligned; then
+    # wide types first, so that each starts at a multiple of its own size.
+    names = sorted(stored, key=lambda name: (length[name] % ALIGNMENT > 0, -stored[name].itemsize, name))
     end = 0
     for name in names:
-        begin, end = end, end + tensors[name].numel() * stored[name].itemsize
+        begin, end = end, end + length[name]
         table[name] = {"dtype": TYPES[stored[name]], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
     head = json.dumps(table, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
+    head += b" " * (-(len(head) + 8) % ALIGNMENT)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(head)) + head)
         for name in names:
