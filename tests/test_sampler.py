@@ -129,6 +129,53 @@ def test_trailing_spacing_starts_at_pure_noise(name: str, first: int) -> None:
     assert len(stepper.timesteps) == 20
 
 
+def test_the_released_spacing_refuses_what_it_cannot_step_from_and_names_a_neighbour() -> None:
+    for steps, near in ((27, 26), (9, 8), (500, 250)):
+        with pytest.raises(UsageError, match=rf"--steps {steps}: .* Use {near}, or --scheduler ddim"):
+            make_stepper("released", steps)
+    x = torch.ones(1, 4, 1, 2, 2, dtype=torch.float64)
+    for steps in range(1, 501):
+        try:
+            stepper = make_stepper("released", steps)
+        except UsageError:
+            continue
+        assert torch.isfinite(stepper.step(x, x, 0)).all()
+
+
+def test_the_clean_latents_of_a_step_are_those_of_a_perfect_velocity() -> None:
+    x0, noise = (
+        torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (1, 2)
+    )
+    for name in SCHEDULERS:
+        stepper = make_stepper(name, 10)
+        for index, t in enumerate(stepper.timesteps):
+            velocity = zero_snr_schedule().velocity(x0, noise, torch.tensor([t]))
+            clean = stepper.clean(stepper.noised(x0, noise, index), velocity, index)
+            assert (clean - x0).abs().max() <= 2e-3  # diffusers keeps float32 tables, and a trace of signal at t = 999
+
+
+def test_changed_latents_of_a_watcher_are_gone_on_with() -> None:
+    from animx.diffusion.sampler import Watch
+
+    zero = Watch(on_step=lambda index, t, x: torch.zeros_like(x) if index == 4 else None)
+    assert run(4, 4, 0, watch=zero).abs().max() == 0
+    assert torch.equal(run(4, 4, 0, watch=Watch(on_step=lambda *_: None)), run(4, 4, 0))
+
+
+def test_rows_go_through_the_network_in_a_fixed_order() -> None:
+    asked: list[Any] = []
+
+    def together(x: Any, t: Any, rows: Any) -> Any:
+        asked.append(list(rows))
+        return velocity_of(x, t)
+
+    out = run(10, 6, 2, together=together, batch=2, guidance=Guidance(2.5))
+    assert asked[0] == [(0, True), (0, False)]
+    assert asked[1] == [(1, True), (1, False)]
+    assert len(asked) == 2 * 5
+    assert (out - run(10, 6, 2, guidance=Guidance(2.5))).abs().max() <= 1e-12
+
+
 def test_unknown_scheduler_names_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"unipc"):
         make_stepper("unipcc", 10)
