@@ -403,7 +403,7 @@ def _write(
 
 def _named(engine: Engine, options: Mapping[str, Any]) -> dict[str, Any]:
     """Engine options by their full name, without those that change no byte."""
-    skip = getattr(engine, "unrecorded", frozenset())
+    skip: frozenset[str] = getattr(engine, "unrecorded", frozenset())
     return {f"{engine.name}.{key}": value for key, value in options.items() if key not in skip}
 
 

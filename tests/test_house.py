@@ -22,11 +22,11 @@ WET = ("animx.model", "animx.diffusion", "animx.evaluate", "animx_kernels", "ani
 FLOORS: dict[str, int] = {
     "animx_kernels": 1, "animx.errors": 1, "animx.canvas": 1,
     "animx.atomic": 2, "animx.config": 2, "animx.container": 2, "animx.image": 2, "animx.job": 2, "animx.overlap": 2,
-    "animx.plugins": 2, "animx.provenance": 2, "animx.times": 2, "animx.video": 2, "animx.weights": 2, "animx.model": 2,
+    "animx.plugins": 2, "animx.processes": 1, "animx.provenance": 2, "animx.times": 2, "animx.video": 2, "animx.weights": 2, "animx.model": 2,
     "animx.pose": 3,
     "animx.engine": 4, "animx.retarget": 4,
     "animx.puppet": 5, "animx.diffusion": 5, "animx.prepare": 5, "animx.request": 5, "animx.driving": 5,
-    "animx.pipeline": 5, "animx.poses": 5, "animx.drawing": 5,
+    "animx.pipeline": 5, "animx.preview": 5, "animx.poses": 5, "animx.drawing": 5,
     "animx.bench": 6, "animx.doctor": 6, "animx.cli": 6, "animx.evaluate": 6, "animx": 6,
     "animx.__main__": 7, "animx_trainer": 7,
 }  # fmt: skip

@@ -89,9 +89,7 @@ def test_saved_and_loaded_it_gives_the_same_frames(
         pipeline.save_pretrained(tmp_path / "saved")
 
 
-def test_a_fresh_generator_equals_its_seed(
-    pipeline: AnimateXPipeline, given: Given, plain: NDArray[np.uint8]
-) -> None:
+def test_a_fresh_generator_equals_its_seed(pipeline: AnimateXPipeline, given: Given, plain: NDArray[np.uint8]) -> None:
     generator = torch.Generator().manual_seed(SETTINGS.seed)
     assert np.array_equal(given.call(pipeline, generator=generator), plain)
     assert not np.array_equal(given.call(pipeline, generator=generator), plain)  # it has moved on

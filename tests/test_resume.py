@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -79,10 +80,8 @@ class Server:
         pid = int(self._line())
         if kill_after is not None:
             time.sleep(kill_after)
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it was done before
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it was done before
         return int(self._line())
 
     def close(self) -> None:

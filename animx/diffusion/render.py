@@ -5,7 +5,7 @@ Bounded memory: one segment's latents and conditions, and a few decoded frames, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -133,7 +133,7 @@ class _Work:
         own = torch.Generator().manual_seed(segment_seed(s.seed, segment, 1))
         return make_stepper(self.scheduler or s.scheduler, s.steps, eta=s.eta, generator=own)
 
-    def segments(self, store: ChunkStore | None, drift: Drift) -> Iterator[Tensor]:
+    def segments(self, store: ChunkStore | None, drift: Drift) -> Generator[Tensor, None, None]:
         """The new latents [1, 4, F, h, w] of each segment, float32 on the CPU, without the frames it took over."""
         s, ranks = self.settings, self.ranks
         segments = cut_segments(self.clip.frames, s.window, s.overlap, s.windows)
@@ -263,7 +263,8 @@ def decoded(placing: Placing, latents: Tensor, batch: int, *, own_stream: bool =
     `own_stream`: on CUDA, beside what the device is doing for another thread.
     """
     like = placing.use("vae")
-    beside = torch.cuda.Stream() if own_stream and like.device.type == "cuda" else None
+    # A stream of its own, so that the device may work for both threads.
+    beside = torch.cuda.Stream() if own_stream and like.device.type == "cuda" else None  # type: ignore[no-untyped-call]
     for start in range(0, latents.shape[2], batch):
         try:
             with torch.no_grad(), torch.cuda.stream(beside):

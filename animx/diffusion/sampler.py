@@ -113,7 +113,7 @@ def denoise(
         size = batch if together is not None else 1
         tasks = [partial(passes, rows[i : i + size], x, time) for i in range(0, len(rows), size)]
         done = evaluate(tasks, x) if evaluate is not None else [task() for task in tasks]
-        results = iter([row for part in done for row in part.split(1)])
+        results = iter([part[i : i + 1] for part in done for i in range(len(part))])
         velocity = torch.zeros_like(x)
         for number, (first, last) in enumerate(windows):
             v = next(results)

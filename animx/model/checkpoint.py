@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,11 +13,12 @@ def released_names(model: nn.Module) -> dict[str, str]:
     """Our key -> released key, for every entry of `model.state_dict()`."""
     found = {}
     for key in model.state_dict():
-        module, parts = model, []
+        module: Any = model
+        parts = []
         for part in key.split("."):
             table = getattr(module, "RELEASED", {})
             parts.append(table.get(part, part))
-            module = getattr(module, part, None) if not part.isdigit() else module[int(part)]  # type: ignore[index]
+            module = getattr(module, part, None) if not part.isdigit() else module[int(part)]
         found[key] = ".".join(parts)
     return found
 

@@ -56,7 +56,8 @@ class AnimateXUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     @register_to_config
     def __init__(self, shape: Mapping[str, Any] | None = None, text_length: int = 77) -> None:
         super().__init__()
-        c = UNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in (shape or {}).items()})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (shape or {}).items()}
+        c = UNetConfig(**given)
         self.shape = c
         time = c.width * 4
         grid = c.in_channels + c.concat_channels
@@ -97,7 +98,7 @@ class AnimateXUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         def spatial(channels: int) -> SpatialTransformer:
             heads = channels // c.head_dim
-            kind = {"transformer": MotionTransformer, "cross": MotionCross}.get(c.motion)
+            kind: Any = {"transformer": MotionTransformer, "cross": MotionCross}.get(c.motion)
             motion = kind(channels, heads, c.head_dim, c.context_dim) if kind else None
             return SpatialTransformer(
                 channels, heads, c.head_dim, c.context_dim, motion,
@@ -216,6 +217,6 @@ class AnimateXUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         y = run(self.middle, y)
         for module in self.up:
             y = torch.cat([y, skips.pop()], dim=1)
-            y = run(module, y, tuple(skips[-1].shape[-2:]) if skips else None)
+            y = run(module, y, (skips[-1].shape[-2], skips[-1].shape[-1]) if skips else None)
         y = self.out_conv(F.silu(self.out_norm(y)))
         return rearrange(y, "(b t) c h w -> b c t h w", t=slots)[:, :, 1:]
