@@ -22,7 +22,8 @@ WET = ("animx.model", "animx.diffusion", "animx.evaluate", "animx_kernels", "ani
 FLOORS: dict[str, int] = {
     "animx_kernels": 1, "animx.errors": 1, "animx.canvas": 1,
     "animx.atomic": 2, "animx.config": 2, "animx.container": 2, "animx.image": 2, "animx.job": 2, "animx.overlap": 2,
-    "animx.plugins": 2, "animx.processes": 1, "animx.provenance": 2, "animx.times": 2, "animx.video": 2, "animx.weights": 2, "animx.model": 2,
+    "animx.plugins": 2, "animx.provenance": 2, "animx.times": 2, "animx.video": 2, "animx.weights": 2, "animx.model": 2,
+    "animx.processes": 1,
     "animx.pose": 3,
     "animx.engine": 4, "animx.retarget": 4,
     "animx.puppet": 5, "animx.diffusion": 5, "animx.prepare": 5, "animx.request": 5, "animx.driving": 5,
