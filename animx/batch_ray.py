@@ -6,14 +6,18 @@ system that all nodes mount at the same place.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
+import socket
 import sys
+import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from animx.batch import JobResult, run_job
 from animx.batch_jobs import Job
@@ -23,6 +27,8 @@ log = logging.getLogger(__name__)
 
 PASSED = ("ANIMX_", "HF_", "CUBLAS_", "PYTORCH_")
 """Environment variables with these beginnings go to the workers."""
+CONNECT_S = 10
+"""How long to wait for the cluster's node to answer [s]."""
 
 
 def run_on_ray(
@@ -37,17 +43,43 @@ def run_on_ray(
         import ray
     except ImportError as error:
         raise MissingExtraError("--ray", "ray") from error
-    _connect(ray, address)
-    try:
-        yield from _spread(ray, deque(map(_absolute, jobs)), overwrite, resume, keep_going)
-    finally:
-        ray.shutdown()
+    with contextlib.redirect_stdout(cast(TextIO, _OwnThread(sys.stdout))):
+        _connect(ray, address)
+        try:
+            yield from _spread(ray, deque(map(_absolute, jobs)), overwrite, resume, keep_going)
+        finally:
+            ray.shutdown()
+
+
+class _OwnThread:
+    """Stdout for the thread that makes it; what others write is logged.
+
+    Ray prints what happens to workers to the driver's stdout, from a thread and whatever its settings; ours carries
+    results.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._owner = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """Write `text`, or log it."""
+        if threading.get_ident() == self._owner:
+            return self._stream.write(text)
+        if text.strip():
+            log.debug("ray: %s", text.strip())
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _connect(ray: Any, address: str) -> None:
     variables = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
     variables["PYTHONPATH"] = os.pathsep.join(str(Path(one).absolute()) for one in sys.path if one)
+    before = signal.getsignal(signal.SIGTERM)
     try:
+        _knock(address)
         ray.init(
             address=address,
             include_dashboard=False if address == "local" else None,
@@ -61,6 +93,16 @@ def _connect(ray: Any, address: str) -> None:
             f"--ray {address}: no cluster can be reached ({why[0] if why else type(error).__name__}). "
             "Start one with: ray start --head"
         ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # ray takes it over, and would end the process its own way
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where nobody listens at once; ray itself tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
 def _absolute(job: Job) -> Job:

@@ -238,6 +238,7 @@ def test_on_a_cluster_no_job_begins_after_a_failure_and_a_dead_worker_costs_its_
     with installed(killer):
         jobs = [puppet(stage, "k.mp4", engine="killer"), *(puppet(stage, f"x{i}.mp4") for i in range(3))]
         ran = batch(tmp_path, jobs, "--json", "--keep-going", "--ray", cluster)
+    assert ran.code == 7, ran.err
     assert [one["status"] for one in ran.json["jobs"]] == ["failed", "done", "done", "done"]
     assert "worker died" in ran.json["jobs"][0]["error"]
 

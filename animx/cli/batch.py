@@ -74,7 +74,7 @@ def batch(
     failed = [result for result in results if result.status == "failed"]
     if failed:
         mend = " Go on with --resume" if keep_going else " Go on with --resume, or do all others with --keep-going"
-        raise BatchError(f"{said}; the first is line {failed[0].number}: {failed[0].error}.{mend}", data)
+        raise BatchError(f"{said}; the first is line {failed[0].number}: {failed[0].error.rstrip('.')}.{mend}", data)
     out.say(f"animx: {said or 'no jobs in this shard'}")
     if out.as_json:
         out.result(data)
