@@ -86,6 +86,24 @@ def test_a_pose_file_finds_the_clip_it_was_made_from(stage: Stage) -> None:
     refused(stage.render("other.mp4", "-q", drive="dance.pose.json", **given), 2, "--driving-video")
 
 
+def test_pose_pictures_are_aligned_and_motion_keypoints_are_not(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    from animx.diffusion.pipeline import AnimateXPipeline
+
+    seen: list[Any] = []
+    real = AnimateXPipeline.prepare
+
+    def prepare(self: Any, picture: Any, poses: Any, driving: Any, **more: Any) -> Any:
+        seen.append((poses, more["keypoints"]))
+        return real(self, picture, poses, driving, **more)
+
+    monkeypatch.setattr(AnimateXPipeline, "prepare", prepare)
+    good(stage.render("out.mp4", "-q", "--set", "legs=0.5"))
+    ((poses, keypoints),) = seen
+    assert poses.canvas.size == (64, 96)
+    assert np.array_equal(keypoints.keypoints, stage.poses.keypoints)
+    assert keypoints.canvas == stage.poses.canvas
+
+
 def test_poses_without_pictures_are_refused_with_the_mend(stage: Stage) -> None:
     refused(stage.render("out.mp4", "-q", video=False), 2, "animate-x", "dance.pose.json", "--driving-video")
     assert not list(Path().iterdir())
@@ -167,7 +185,7 @@ def test_bad_options_are_refused_before_any_work(
 
 def test_help_names_every_option_of_the_engine_with_its_default() -> None:
     text = " ".join(animx("render", "--help").out.split())
-    named = {name for name in NAMES if engine_module.EngineOptions and f"--{name} " in text}
+    named = {name for name in NAMES if f"--{name} " in text}
     assert named == {"steps", "guidance", "scheduler", "window", "overlap", "model", "device", "dtype", "vram",
                      "preview", "resume"}  # fmt: skip
     defaults = EngineOptions()
