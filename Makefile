@@ -35,9 +35,12 @@ $(VENV)/.base: $(SOURCES) | $(BIN)/python
 	  { echo "OpenCV lacks system libraries. Run: apt install libgl1 libglib2.0-0" >&2; exit 1; }
 	@touch $@
 
+# torch first and alone: what an index calls the same version may be a build for another device, and the libraries that
+# need it must take the one that is there.
 $(VENV)/.dev: $(SOURCES) $(VENV)/.base
-	@echo "== installing the rest: tests, lint, types, ONNX pose backend"
-	@$(PIP) -e '.[dev,pose]'
+	@echo "== installing the rest: torch (alone, first), then the full model, tests, lint, types, ONNX pose backend"
+	@$(PIP) torch==2.13.0
+	@$(PIP) -e '.[dev,pose,model]'
 	@touch $@
 
 install: $(VENV)/.base

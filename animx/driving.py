@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from animx import plugins
 from animx.canvas import place
@@ -42,6 +43,8 @@ class Driving:
     path: Path | None = None
     """The video, picture animation or folder of frames; None for poses."""
     sha256: str = ""
+    folder: Path = Path()
+    """Where a pose file lies: the clip it was made from is looked for there."""
 
     @property
     def record(self) -> dict[str, str]:
@@ -70,7 +73,7 @@ def open_driving(driving: str | Path | PoseSequence) -> Driving:
             return Driving(path.name, None, path, folder_hash(path))
         return Driving(path.name, read_poses(path), None, folder_hash(path))
     if is_pose_file(path):
-        return Driving(path.name, read_poses(path), None, file_sha256(path))
+        return Driving(path.name, read_poses(path), None, file_sha256(path), path.parent)
     return Driving(path.name, None, path, file_sha256(path))
 
 
@@ -222,6 +225,40 @@ class Ahead:
 
     def __iter__(self) -> Iterator[Any]:
         return prefetch(self._stream, self._depth)
+
+
+def driving_pictures(
+    drive: Driving, stream: FrameStream | None, poses: PoseSequence, options: RenderOptions, folder: Path
+) -> Callable[[], Iterator[NDArray[np.uint8]]] | None:
+    """The pictures that belong to the driving poses, for engines that look at them; None when there are none.
+
+    From the driving clip; for poses from `--driving-video`, else from the file that their `source` names, when it lies
+    in `folder` or here and its hash matches.
+    """
+    if stream is not None:
+        return lambda: (frame.pixels for frame in prefetch(stream, 4))
+    from animx.video import open_frames
+
+    path = options.driving_video or _source_of(poses, folder)
+    if path is None:
+        return None
+    first = float(poses.times[0])
+    return lambda: (
+        frame.pixels for frame in prefetch(open_frames(path, start=first, fps=poses.fps, max_side=MAX_LONG_SIDE), 4)
+    )
+
+
+def _source_of(poses: PoseSequence, folder: Path) -> Path | None:
+    """The clip that poses were extracted from, by name and hash."""
+    from animx.image import file_sha256
+
+    name, wanted = str(poses.source.get("name", "")), poses.source.get("hash")
+    if not name or not wanted:
+        return None
+    for path in (folder / Path(name).name, Path(name)):
+        if path.is_file() and file_sha256(path) == wanted:
+            return path
+    return None
 
 
 def unseen_poses(stream: FrameStream) -> PoseSequence:

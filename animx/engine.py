@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -57,6 +58,19 @@ class RenderJob:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Engine options by their command-line name (`steps`, `guidance`, ...), only those this engine lists."""
     threads: int = 1
+    driving_frames: Callable[[], Iterator[NDArray[np.uint8]]] | None = None
+    """The driving pictures, RGB, one per pose, each call from the start; for engines with `needs_driving_frames`."""
+    folder: Path | None = None
+    """Where a long render keeps finished chunks; None = nowhere."""
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """What besides the engine's own options decides about the frames: inputs by hash, retargeting, canvas."""
+    fixed_size: bool = False
+    """Whether the user named the canvas; an engine may otherwise work on a smaller one and enlarge."""
+    on_preview: Callable[[NDArray[np.uint8]], None] | None = None
+    """Takes a picture (RGB) of how the work stands, for engines with the option `preview`."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """What the engine tells about its render, by the time it yields its first frame: `options` (its own, resolved, for
+    the recipe) and other facts for the recipe by name; after the last frame `measured` (numbers for the side-car)."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,13 @@ class Plan:
 
 @runtime_checkable
 class Engine(Protocol):
-    """The contract of `animx.engines` plugins."""
+    """The contract of `animx.engines` plugins.
+
+    An engine may also have: `require(options)`, which refuses before any work what `render` would refuse;
+    `needs_hands`, `needs_driving_frames`, `keeps_chunks` (it uses `RenderJob.folder`); `stages`, the names of what its
+    `on_progress` counts and of what a yielded frame means; `unrecorded`, its options that change no byte; `reason`,
+    why `--engine auto` takes it.
+    """
 
     name: str
     options: frozenset[str]

@@ -7,7 +7,8 @@ A message says what, where, and the mend, in one line:  `legs.yaml: unknown bone
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class AnimxError(Exception):
@@ -61,9 +62,13 @@ class WeightsError(AnimxError):
 
 
 class BatchError(AnimxError):
-    """Some jobs of a batch failed; the others are done."""
+    """Some jobs of a batch failed.  `data` is what became of all of them, for `--json`."""
 
     exit_code = 7
+
+    def __init__(self, message: str, data: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.data = dict(data or {})
 
 
 EXIT_INTERRUPTED = 130

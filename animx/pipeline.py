@@ -10,8 +10,10 @@ import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
+from itertools import chain as chained
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -24,17 +26,20 @@ from animx.driving import (
     Driving,
     backend_for,
     check_apart,
+    driving_pictures,
     extract,
     find_audio,
     open_driving,
     open_stream,
+    poses_hash,
     poses_of_file,
     second_backend,
     stem,
     unseen_poses,
 )
-from animx.engine import Background, Engine, Plan, RenderJob
+from animx.engine import Background, Engine, Plan, RenderJob, no_progress
 from animx.errors import UsageError
+from animx.job import forget, is_unfinished, job_folder
 from animx.pose.sequence import PoseSequence
 from animx.prepare import (
     Reference,
@@ -43,6 +48,8 @@ from animx.prepare import (
     place_reference,
     prepare_reference,
 )
+from animx.preview import Previews
+from animx.processes import is_first
 from animx.request import (
     RenderOptions,
     Stage,
@@ -80,6 +87,10 @@ class RenderResult:
     """Where the reference's pose comes from: detected, fitted, file or none."""
     recipe: Mapping[str, Any]
     warnings: tuple[str, ...]
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers that the engine found while it rendered, such as the colour drift."""
+    previews: tuple[Path, ...] = ()
+    """Files written beside the output with `preview`."""
     plan: Plan | None = None
     """The estimate of a dry run; None when the output was written."""
 
@@ -111,16 +122,28 @@ def render(
         raise UsageError("--person all: one person drives a figure. Use largest, first or track:N")
     engine, reason = choose_engine(options.engine)
     extra = engine_options(engine, options.engine_options)
+    if hasattr(engine, "require"):
+        engine.require(extra)
     target = Path(out) if out is not None else Path(f"{stem(reference)}_{_driving_stem(driving)}.mp4")
+    folder = job_folder(target) if getattr(engine, "keeps_chunks", False) else None
+    if folder is not None and is_unfinished(folder):
+        if not extra.get("resume"):
+            raise UsageError(
+                f"{folder}: an unfinished render of this output. Continue it with --resume, or delete the folder"
+            )
+        overwrite = True  # what lies there is this job's own: killed after the output, before the folder was gone
     _check_outputs(out if out is not None else target, overwrite, options, reference, driving)
+    previews = Previews.of(target, overwrite) if extra.get("preview") else None
     presets = load_presets(options.presets)
     check_retargeting(options)
     options.check_files()
     log.info("engine: %s (%s)", engine.name, reason)
     with provenance.collected_warnings() as warned, ExitStack() as stack:
         ready = _gather(stack, engine, options, target, reference, driving, dry_run, on_progress)
-        job = _job(ready, options, presets, extra, dry_run)
+        job = _job(ready, engine, options, presets, extra, folder, dry_run)
         recipe = _recipe(ready, job, engine, options, presets, extra)
+        if previews is not None:
+            job = replace(job, on_preview=previews.show)
         result = RenderResult(
             path=target,
             side_car=provenance.side_car_path(target),
@@ -136,10 +159,25 @@ def render(
         )
         if dry_run:
             plan = _whole_plan(engine.plan(job), extracts=ready.stream is not None)
-            return replace(result, plan=plan, warnings=tuple(warned))
+            recipe = _with_report(recipe, engine, job)
+            return replace(result, plan=plan, recipe=recipe, warnings=tuple(warned))
+        if not is_first():
+            for _ in engine.render(job):  # helps the first process, which alone writes
+                pass
+            return result
         audio = find_audio(ready.stream, options)
-        _write(engine, job, result, options, audio, overwrite, warned, on_progress)
-        return replace(result, recipe={**recipe, "warnings": sorted(warned)}, warnings=tuple(warned))
+        if previews is not None:
+            previews.dance(job, on_progress)
+        recipe = _write(engine, job, result, options, audio, overwrite, warned, on_progress)
+        if job.folder is not None:
+            forget(job.folder)
+        return replace(
+            result,
+            recipe={**recipe, "warnings": sorted(warned)},
+            warnings=tuple(warned),
+            measured=job.report.get("measured", {}),
+            previews=() if previews is None else previews.written(),
+        )
 
 
 def _check_outputs(
@@ -236,7 +274,13 @@ def _beside(work: Callable[[], Reference]) -> Iterator[Future[Reference]]:
 
 
 def _job(
-    ready: _Inputs, options: RenderOptions, presets: Sequence[Preset], extra: Mapping[str, Any], dry_run: bool
+    ready: _Inputs,
+    engine: Engine,
+    options: RenderOptions,
+    presets: Sequence[Preset],
+    extra: Mapping[str, Any],
+    folder: Path | None,
+    dry_run: bool,
 ) -> RenderJob:
     """Join both sides on the output's canvas."""
     placed, canvas = place_reference(ready.reference, options.size, options.fit)
@@ -255,7 +299,35 @@ def _job(
         background=on_canvas(ready.background, canvas),
         seed=options.seed,
         options=extra,
+        driving_frames=_pictures(ready, engine, options),
+        folder=folder,
+        fixed_size=options.size is not None,
+        identity={
+            "reference": ready.reference.picture.sha256,
+            "driving": ready.drive.sha256,
+            "files": {one["role"]: one["sha256"] for one in options.file_records()},
+            "poses": [poses_hash(one) for one in (moved, ready.poses, placed.pose) if one is not None],
+            "retargeting": provenance.content_hash(
+                {**options.resolved(), "presets": [preset_record(one) for one in presets]}
+            ),
+        },
     )
+
+
+def _pictures(
+    ready: _Inputs, engine: Engine, options: RenderOptions
+) -> Callable[[], Iterator[NDArray[np.uint8]]] | None:
+    """The driving pictures for an engine that needs them (`needs_driving_frames`)."""
+    if not getattr(engine, "needs_driving_frames", False):
+        return None
+    folder = ready.drive.folder
+    found = driving_pictures(ready.drive, ready.stream, ready.poses, options, folder)
+    if found is None:
+        raise UsageError(
+            f"engine '{engine.name}' looks at the driving pictures, and {ready.drive.name} holds poses alone. "
+            "Give the clip they were made from with --driving-video"
+        )
+    return found
 
 
 def _recipe(
@@ -272,7 +344,7 @@ def _recipe(
         engine=engine.name,
         options={
             **options.resolved(),
-            **{f"{engine.name}.{key}": value for key, value in extra.items()},
+            **_named(engine, extra),
             "size": list(job.canvas.size),
             "fps": [job.poses.fps.numerator, job.poses.fps.denominator],
         },
@@ -298,8 +370,8 @@ def _write(
     overwrite: bool,
     warned: list[str],
     on_progress: Stage,
-) -> None:
-    """Render and encode side by side; output and side-car appear whole, or neither does."""
+) -> dict[str, Any]:
+    """Render and encode side by side; output and side-car appear whole, or neither does.  Returns the whole recipe."""
     import cv2
 
     from animx.atomic import writing
@@ -309,24 +381,44 @@ def _write(
     canvas = Canvas(3 * job.canvas.width, job.canvas.height) if options.side_by_side else job.canvas
     panels = _Panels(job) if options.side_by_side else None
     total = job.poses.frames
+    inner, outer = getattr(engine, "stages", (None, "render"))
+    progress = partial(on_progress, inner) if inner is not None else no_progress
     with (
         writing(result.side_car, overwrite) as note,
-        open_writer(
+        closing(cast("Generator[NDArray[np.uint8], None, None]", engine.render(job, progress))) as frames,
+    ):
+        first = next(frames)  # an engine may have to change its plan until here: the recipe tells what it came to
+        recipe = _with_report(result.recipe, engine, job)
+        with open_writer(
             result.path,
             canvas,
             job.poses.fps,
             overwrite=overwrite,
             audio=audio,
-            comment=provenance.as_comment(result.recipe),
-        ) as writer,
-        closing(cast("Generator[NDArray[np.uint8], None, None]", engine.render(job))) as frames,
-    ):
-        for done, frame in enumerate(frames):
-            shown = frame if panels is None else panels.beside(frame, done)
-            # encodes in a thread of its own; a copy of `shown[..., :3]` by numpy would cost more than drawing
-            writer.write(shown if alpha else np.asarray(cv2.cvtColor(shown, cv2.COLOR_RGBA2RGB), np.uint8))
-            on_progress("render", done + 1, total)
-        note.write_text(provenance.as_text({**result.recipe, "warnings": sorted(warned)}), encoding="utf-8")
+            comment=provenance.as_comment(recipe),
+        ) as writer:
+            for done, frame in enumerate(chained([first], frames)):
+                shown = frame if panels is None else panels.beside(frame, done)
+                # encodes in a thread of its own; a copy of `shown[..., :3]` by numpy would cost more than drawing
+                writer.write(shown if alpha else np.asarray(cv2.cvtColor(shown, cv2.COLOR_RGBA2RGB), np.uint8))
+                on_progress(outer, done + 1, total)
+            measured = {"measured": job.report["measured"]} if "measured" in job.report else {}
+            whole = {**recipe, **measured, "warnings": sorted(warned)}
+            note.write_text(provenance.as_text(whole), encoding="utf-8")
+    return recipe
+
+
+def _named(engine: Engine, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Engine options by their full name, without those that change no byte."""
+    skip: frozenset[str] = getattr(engine, "unrecorded", frozenset())
+    return {f"{engine.name}.{key}": value for key, value in options.items() if key not in skip}
+
+
+def _with_report(recipe: Mapping[str, Any], engine: Engine, job: RenderJob) -> dict[str, Any]:
+    """The recipe with what the engine made of its options, and its other facts."""
+    facts = {key: value for key, value in job.report.items() if key not in ("options", "measured")}
+    options = {**recipe["options"], **_named(engine, job.report.get("options", {}))}
+    return {**recipe, "options": options, **facts}
 
 
 class _Panels:

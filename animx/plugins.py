@@ -38,7 +38,12 @@ BUILT_IN: MappingProxyType[str, MappingProxyType[str, str]] = MappingProxyType(
                 "smooth": "animx.retarget.ops:smooth",
             }
         ),
-        "engines": MappingProxyType({"puppet": "animx.puppet.engine:PuppetEngine"}),
+        "engines": MappingProxyType(
+            {
+                "puppet": "animx.puppet.engine:PuppetEngine",
+                "animate-x": "animx.diffusion.engine:AnimateXEngine",
+            }
+        ),
         "kernels": MappingProxyType({}),
         "commands": MappingProxyType({}),
     }

@@ -149,6 +149,8 @@ def choose_engine(name: str = "auto") -> tuple[Engine, str]:
     """The engine called `name` and why.  `auto` takes the best built-in one that runs here; only `auto` chooses."""
     if name != "auto":
         engine = cast(Engine, plugins.load("engines", name)())
+        if hasattr(engine, "require"):  # says itself, with its own exit code, what it lacks for the options given
+            return engine, "as asked with --engine"
         missing = engine.available()
         if missing is not None:
             raise UsageError(f"engine '{name}' cannot run here: {missing}")
@@ -159,10 +161,8 @@ def choose_engine(name: str = "auto") -> tuple[Engine, str]:
         engine = cast(Engine, plugin.load()())
         missing = engine.available()
         if missing is None:
-            return (
-                engine,
-                f"auto: {'; '.join(refused) or 'the only built-in engine; runs on any CPU, needs no weights'}",
-            )
+            own = getattr(engine, "reason", "the only built-in engine; runs on any CPU, needs no weights")
+            return engine, f"auto: {'; '.join(refused) or own}"
         refused.append(f"{plugin.name} cannot run here: {missing}")
     raise UsageError(f"no engine can run here. {'; '.join(refused)}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -12,6 +13,9 @@ import pytest
 from animx.canvas import Canvas
 from animx.pose.sequence import PoseSequence
 from animx_trainer import synthetic
+
+if TYPE_CHECKING:
+    from wet import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,3 +70,26 @@ def tiny_character(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rgb, _, _ = synthetic.draw_character(who, synthetic.rest_pose(who, TINY), TINY, background="plain")
     assert cv2.imwrite(str(path), np.ascontiguousarray(rgb[..., ::-1]))
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model in the released file formats; skips without the extra 'model'.  Do not write into it."""
+    for module in ("torch", "diffusers", "transformers"):
+        pytest.importorskip(module, reason="needs the 'model' extra")
+    import torch
+
+    from animx.diffusion.tiny import write_tiny_release
+
+    torch.set_num_threads(1)
+    return write_tiny_release(tmp_path_factory.mktemp("release") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def stage(
+    tmp_path_factory: pytest.TempPathFactory, tiny_release: Path, tiny_clip: Path, tiny_poses: PoseSequence
+) -> Stage:
+    """All that a render of the full model needs, tiny."""
+    from wet import Stage
+
+    return Stage(tmp_path_factory.mktemp("stage"), tiny_release, tiny_clip, tiny_poses)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from animx.pose.sequence import PoseSequence
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {"animx": ROOT / "animx", "animx_kernels": ROOT / "kernels" / "animx_kernels",
            "animx_trainer": ROOT / "trainer" / "animx_trainer"}  # fmt: skip
@@ -24,11 +26,13 @@ FLOORS: dict[str, int] = {
     "animx_kernels": 1, "animx.errors": 1, "animx.canvas": 1,
     "animx.atomic": 2, "animx.config": 2, "animx.container": 2, "animx.image": 2, "animx.job": 2, "animx.overlap": 2,
     "animx.plugins": 2, "animx.provenance": 2, "animx.times": 2, "animx.video": 2, "animx.weights": 2, "animx.model": 2,
+    "animx.resident": 2,
+    "animx.processes": 1,
     "animx.pose": 3,
     "animx.engine": 4, "animx.retarget": 4,
     "animx.puppet": 5, "animx.diffusion": 5, "animx.prepare": 5, "animx.request": 5, "animx.driving": 5,
-    "animx.pipeline": 5, "animx.poses": 5, "animx.drawing": 5,
-    "animx.bench": 6, "animx.doctor": 6, "animx.cli": 6, "animx.evaluate": 6, "animx": 6,
+    "animx.pipeline": 5, "animx.preview": 5, "animx.poses": 5, "animx.drawing": 5,
+    "animx.batch": 6, "animx.bench": 6, "animx.doctor": 6, "animx.cli": 6, "animx.evaluate": 6, "animx": 6,
     "animx.__main__": 7, "animx_trainer": 7,
 }  # fmt: skip
 """Floor of each room (docs/architecture.md); `animx.video_read` belongs to the room `animx.video`."""
@@ -146,12 +150,93 @@ def test_nothing_imports_in_a_circle() -> None:
         visit(module, ())
 
 
+HEAVY = {
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "triton",
+    "safetensors",
+    "huggingface_hub",
+    "open_clip",
+    "ray",
+}
+LAZY = {"animx.doctor", "animx.weights", "animx.weights_pull", "animx.cli.weights", "animx.batch_ray"}
+"""Dry modules that reach for the heavy libraries inside functions: reading checkpoints, fetching them, clusters."""
+
+
 def test_torch_is_imported_in_the_wet_wing_only() -> None:
-    heavy = {"torch", "diffusers", "transformers", "accelerate", "triton"}
     for module in MODULES:
-        if not module.startswith(WET) and module != "animx.doctor":  # it asks for the device where torch is installed
-            roots = {name.split(".")[0] for name in _imports(module, at_start_only=False)}
-            assert not roots & heavy, f"{module} imports {roots & heavy}"
+        if not module.startswith(WET):
+            roots = {name.split(".")[0] for name in _imports(module, at_start_only=module in LAZY)}
+            assert not roots & HEAVY, f"{module} imports {roots & HEAVY}"
+
+
+def test_the_plugin_table_is_the_only_door_into_the_wet_wing() -> None:
+    from animx.plugins import BUILT_IN
+
+    behind = ("animx.model", "animx.diffusion")
+    doors = {target.partition(":")[0] for group in BUILT_IN.values() for target in group.values()}
+    assert any(door.startswith(behind) for door in doors)
+    allowed = {"animx.cli.weights": {"animx.diffusion.components"}}  # conversion is this wing's own command
+    for module in MODULES:
+        if not module.startswith(WET):
+            reached = {t for t in _ours(_imports(module, at_start_only=False)) if t.startswith(behind)}
+            assert reached <= allowed.get(module, set()), f"{module} imports {reached}"
+            assert not {t for t in _ours(_imports(module, at_start_only=True)) if t.startswith(behind)}, module
+
+
+def test_model_and_diffusion_know_what_their_floors_allow() -> None:
+    for module in MODULES:
+        targets = _ours(_imports(module, at_start_only=False))
+        if module.startswith("animx.model"):
+            assert {_room(t) for t in targets} <= {"animx.model", "animx.errors", "animx.canvas", "animx_kernels"}, (
+                module
+            )
+        if module.startswith("animx.diffusion"):
+            assert not [t for t in targets if t.startswith(("animx.cli", "animx.batch", "animx_trainer"))], module
+
+
+DRY_COMMANDS = {
+    "help": ["--help"],
+    "version": ["--version"],
+    "pose info": ["pose", "info", "{poses}"],
+    "pose retarget": ["pose", "retarget", "{poses}", "-o", "{out}/short.pose.json", "--preset", "short-legs"],
+    "pose draw": ["pose", "draw", "{poses}", "-o", "{out}/drawn.mp4"],
+    "render by the puppet": ["render", "{picture}", "{poses}", "-o", "{out}/a.mp4", "--engine", "puppet", "--ref-pose",
+                             "fit", "--end", "2f", "--size", "64x96"],
+    "render by auto": ["render", "{picture}", "{poses}", "-o", "{out}/b.mp4", "--ref-pose", "fit", "--end", "2f",
+                       "--size", "64x96"],
+    "batch": ["batch", "{jobs}"],
+    "weights list": ["weights", "list"],
+    "presets": ["presets", "list"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRY_COMMANDS)
+def test_dry_commands_load_no_torch(name: str, tiny_character: Path, tiny_poses: PoseSequence, tmp_path: Path) -> None:
+    import json
+
+    from animx.pose.formats import write_poses
+
+    write_poses(tiny_poses, tmp_path / "dance.pose.npz")
+    job = {"reference": str(tiny_character), "driving": "dance.pose.npz", "output": "c.mp4", "engine": "puppet",
+           "ref_pose": "fit", "end": "2f", "size": "64x96"}  # fmt: skip
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(job))
+    places = {"poses": tmp_path / "dance.pose.npz", "picture": tiny_character, "out": tmp_path,
+              "jobs": tmp_path / "jobs.jsonl"}  # fmt: skip
+    arguments = [one.format(**places) for one in DRY_COMMANDS[name]]
+    code = (
+        "import sys\n"
+        "from animx.cli import run\n"
+        "code = run(sys.argv[1:])\n"
+        f"print(code, sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    environment = {**_environment(), "ANIMX_WEIGHTS": str(tmp_path / "none"), "ANIMX_PLUGINS": "off"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.stderr.splitlines()[-1] == "0 []", done.stderr
 
 
 def test_the_dry_wing_and_the_synthetic_characters_load_without_torch() -> None:
@@ -211,7 +296,8 @@ def test_constraints_satisfy_what_pyproject_asks_for() -> None:
     pins = {pin.name.lower(): pin for pin in map(Requirement, filter(None, lines))}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    tested = [*project["dependencies"], *extras["offline"], *extras["pose"], *extras["dev"]]
+    groups = ("offline", "pose", "model", "ray", "dev")
+    tested = [*project["dependencies"], *(one for group in groups for one in extras[group])]
     for asked in map(Requirement, tested):
         pin = pins.get(asked.name.lower())
         assert pin is not None, f"constraints.txt does not pin {asked.name}"
@@ -225,3 +311,11 @@ def test_ci_calls_what_everybody_calls(path: str) -> None:
     text = (ROOT / ".ci" / path).read_text()
     assert "make test" in text
     assert (ROOT / ".ci" / path).stat().st_mode & 0o111
+
+
+def test_torch_is_installed_first_alone_and_as_pinned() -> None:
+    lines = [line.strip().lstrip("@") for line in (ROOT / "Makefile").read_text().splitlines()]
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch==")]
+    first = lines.index(f"$(PIP) {pins[0]}")
+    extras = next(i for i, line in enumerate(lines) if line.startswith("$(PIP) -e") and "model" in line)
+    assert first < extras

@@ -21,6 +21,7 @@ from animx.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
     AnimxError,
+    BatchError,
     OutOfMemoryError,
     UsageError,
     nearest,
@@ -30,6 +31,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "render": ("animx.cli.render:render", "Make the character of a picture move like the person of a video."),
     "pose": ("animx.cli.pose:pose", "Extract, retarget, draw, convert and check poses."),
     "presets": ("animx.cli.presets:presets", "List, show, check and preview rescale presets."),
+    "batch": ("animx.cli.batch:batch", "Render many jobs from a list, in shards or on a cluster."),
+    "weights": ("animx.cli.weights:weights", "List, fetch, check and convert the weights of the full model."),
     "bench": ("animx.cli.bench:bench", "Measure, each speed only after its correctness check."),
     "doctor": ("animx.cli.doctor:doctor", "Say what is installed, what is missing and how to get it."),
     "plugins": ("animx.cli.plugins:plugins", "List what is loaded and from where."),
@@ -160,7 +163,8 @@ def report(output: Output, error: BaseException, as_json: bool) -> int:
         output.say("".join(traceback.format_exception(error)).rstrip())
     elif code == 1 and not isinstance(error, AnimxError):
         message += " Run again with -v for the traceback"
-    output.error(message, type(error).__name__, code, as_json=as_json)
+    data = error.data if isinstance(error, BatchError) else None
+    output.error(message, type(error).__name__, code, as_json=as_json, data=data)
     return code
 
 

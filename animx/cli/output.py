@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import animx
 from animx.errors import UsageError
+from animx.processes import is_first
 
 BAR_EVERY_S = 0.1
 JSON_EVERY_S = 0.2
@@ -69,7 +70,7 @@ class Output:
 
     def say(self, line: str) -> None:
         """One line for the person at the terminal; silent with `--quiet`."""
-        if not self.quiet:
+        if not self.quiet and is_first():
             self._line(line)
 
     def warn(self, message: str) -> None:
@@ -78,15 +79,22 @@ class Output:
             return
         self._seen.add(message)
         self.warnings.append(message)
-        if not self.quiet:
+        if not self.quiet and is_first():
             self._line(f"{self._paint('animx: warning:', '33')} {message}")
 
-    def error(self, message: str, kind: str = "", exit_code: int = 1, as_json: bool | None = None) -> None:
-        """The one line that says what went wrong; with `--json` also an object with `error` on stdout."""
+    def error(
+        self,
+        message: str,
+        kind: str = "",
+        exit_code: int = 1,
+        as_json: bool | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The one line that says what went wrong; with `--json` also an object on stdout: `data` and `error`."""
         line = " ".join(message.split())
         self._line(f"{self._paint('animx: error:', '1;31')} {line}")
         if (self.as_json if as_json is None else as_json) and not self.stdout_taken:
-            self._print_json({"error": {"kind": kind, "message": line, "exit_code": exit_code}})
+            self._print_json({**(data or {}), "error": {"kind": kind, "message": line, "exit_code": exit_code}})
 
     def _line(self, line: str) -> None:
         if self._bars is not None:
@@ -101,6 +109,8 @@ class Output:
 
     def result(self, data: Mapping[str, Any], text: str | Sequence[str] = ()) -> None:
         """The result: `data` as one JSON object with `--json`, else the lines of `text`."""
+        if not is_first():
+            return  # under torchrun one process speaks for all
         if self.as_json:
             self._print_json(data)
         elif not self.stdout_taken:
@@ -131,6 +141,8 @@ class Output:
         if mode == "auto":
             usable = _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
             mode = "bar" if usable and not self.quiet else "none"
+        if not is_first():
+            mode = "none"
         return Stages(self, mode)
 
     def bars(self) -> _Bars:

@@ -11,28 +11,33 @@ from animx.cli import options as o
 from animx.cli.output import Output
 
 ENGINE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("steps", int, "Denoising steps."),
-    ("guidance", float, "Guidance scale."),
-    ("scheduler", str, "Scheduler."),
-    ("window", int, "Frames denoised together."),
-    ("overlap", int, "Frames that two windows share."),
-    ("model", str, "Model by name or folder."),
-    ("device", str, "Device (cpu, cuda, cuda:1)."),
-    ("dtype", str, "Precision (float32, bfloat16)."),
-    ("vram", float, "Memory of the device to stay within [GB]."),
-    ("speed", str, "exact, fast or fastest."),
-    ("preview", int, "Show every Nth frame while rendering."),
+    ("steps", int, "animate-x: denoising steps.  [30, which the released spacing makes 31]"),
+    ("guidance", float, "animate-x: guidance scale; 1 = none.  [2.5]"),
+    ("scheduler", str, "animate-x: released, ddim, dpm++2m or unipc.  [released]"),
+    ("window", int, "animate-x: frames denoised together.  [32, less in little memory]"),
+    ("overlap", int, "animate-x: frames that two windows share.  [a quarter of the window, at most 8]"),
+    ("model", str, "animate-x: model by name or folder.  [animate-x]"),
+    ("device", str, "animate-x: cpu, cuda or cuda:N.  [cuda where there is one]"),
+    ("dtype", str, "animate-x: float32, bfloat16 or float16.  [bfloat16 on cuda, float32 on the cpu]"),
+    ("vram", float, "animate-x: memory of the device to stay within, in GB.  [what is free]"),
+    ("preview", int, "animate-x: first write OUT.preview.mp4 by the puppet, then OUT.preview.png every N steps."),
 )
 """Options that only some engines use; shown in the help when an engine besides the puppet is installed."""
+
+RESUME = "animate-x: go on with a broken render of the same job."
 
 
 def _engine_options(function: Any) -> Any:
     from animx import plugins
 
     hidden = set(plugins.names("engines")) <= {"puppet"}
-    function = click.option("--resume", is_flag=True, default=None, hidden=hidden, help="Continue a broken render.")(
-        function
-    )
+    function = click.option(
+        "--resume",
+        is_flag=True,
+        default=None,
+        hidden=hidden,
+        help="animate-x: go on with a broken render of the same job.",
+    )(function)
     for name, kind, line in reversed(ENGINE_OPTIONS):
         function = click.option(f"--{name}", type=kind, hidden=hidden, help=line)(function)
     return function
@@ -147,6 +152,10 @@ def _describe(result: Any) -> dict[str, Any]:
             "seconds": round(plan.seconds, 2),
             "notes": list(plan.notes),
         }
+    if result.measured:
+        data["measured"] = dict(result.measured)
+    if result.previews:
+        data["previews"] = [str(path) for path in result.previews]
     return {**data, "recipe": dict(result.recipe)}
 
 

@@ -1,0 +1,394 @@
+"""The `animate-x` engine: the full model behind the plugin door.
+
+Takes a `RenderJob` whose `driving_frames` give the driving video's pictures; yields RGBA frames on the job's canvas.
+The model runs on a canvas within its trained area (sides multiples of 8) unless the user fixed the size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from animx import resident
+from animx.canvas import Canvas, place
+from animx.diffusion.options import NAMES, UNRECORDED, EngineOptions
+from animx.engine import Plan, Progress, RenderJob, no_progress
+from animx.errors import MissingExtraError, OutOfMemoryError, UsageError, WeightsError
+from animx.job import ChunkStore
+
+if TYPE_CHECKING:
+    from animx.diffusion.clip import Clip
+    from animx.diffusion.memory import Tier
+    from animx.diffusion.pipeline import AnimateXPipeline
+    from animx.diffusion.ranks import Ranks
+    from animx.diffusion.render import Drift, Settings
+
+log = logging.getLogger(__name__)
+
+LARGEST_AREA = 512 * 768
+"""The area the released network was trained on [px]."""
+SECONDS_PER_TFLOP = {"cuda": 1 / 300, "cpu": 1 / 0.15}
+"""Rough cost of the network's arithmetic for `--dry-run`, replaced by measurements once a benchmark has run."""
+NOTABLE_DRIFT = 0.5
+"""Colour drift between segments that is worth a warning [deviations of the first segment]."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The resolved options of one render."""
+
+    options: EngineOptions
+    device: str
+    dtype: str
+    settings: Settings
+    tier: Tier
+
+
+class AnimateXEngine:
+    """The full latent diffusion model (`--engine animate-x`)."""
+
+    name = "animate-x"
+    options: frozenset[str] = NAMES
+    unrecorded: frozenset[str] = UNRECORDED
+    needs_hands = True
+    needs_driving_frames = True
+    keeps_chunks = True
+    stages = ("denoise", "decode")
+    reason = "its weights and a CUDA device are there"
+
+    def available(self) -> str | None:
+        """None where torch, its libraries, the weights and CUDA are there; else what is missing and the mend."""
+        try:
+            self.require({})
+        except (UsageError, WeightsError) as error:
+            return str(error)
+        import torch
+
+        return None if torch.cuda.is_available() else "no CUDA device; it runs without one when named (slow)"
+
+    def require(self, options: Mapping[str, Any]) -> None:
+        """Refuse early what `render` would refuse: `UsageError` and `MissingExtraError` (2), `WeightsError` (6)."""
+        from importlib.util import find_spec
+
+        given = EngineOptions.of(options)
+        for module in ("torch", "diffusers", "transformers"):
+            if find_spec(module) is None:
+                raise MissingExtraError("the full model", "model")
+        from animx.weights import find_model
+
+        if options:
+            from animx.diffusion.steppers import check_scheduler
+
+            check_scheduler(given.scheduler, given.steps, given.eta)
+            _device(given)
+        find_model(given.model)
+
+    def expected(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What the recipe of a render with these options holds, as far as it is known without rendering."""
+        from animx.weights import find_model, model_hash
+
+        given = EngineOptions.of(options)
+        known = {name: value for name, value in asdict(given).items() if value is not None and name not in UNRECORDED}
+        known["model"] = Path(given.model).name
+        return {"options": known, "weights": model_hash(find_model(given.model))}
+
+    def plan(self, job: RenderJob) -> Plan:
+        """Windows, memory per tier and time, without loading weights."""
+        from animx.diffusion.memory import GIB, predicted_bytes, tier_lines
+        from animx.diffusion.steppers import make_stepper
+        from animx.diffusion.windows import cut_segments, cut_windows
+
+        run = _resolve(job)
+        canvas = model_canvas(job.canvas, fixed=job.fixed_size)
+        latent = (canvas.height // 8, canvas.width // 8)
+        s = run.settings
+        segments = cut_segments(job.poses.frames, s.window, s.overlap, s.windows)
+        windows = [w for segment in segments for w in cut_windows(segment.frames, s.window, s.overlap)]
+        steps = len(make_stepper(s.scheduler, s.steps, eta=s.eta).timesteps)
+        branches = sum(2 if s.guidance.acts(i, steps) else 1 for i in range(steps))
+        slots = sum(b - a + 1 for a, b in windows)
+        # 89.4 TFLOP for 33 slots of 96 x 64, counted; attention makes larger grids cost a little more than linear.
+        tflop = 89.4 * slots / 33 * (latent[0] * latent[1] / 6144) * branches
+        notes = (
+            f"{len(segments)} segment(s), {len(windows)} window(s) of {s.window} frames, {steps} steps at {canvas} px",
+            f"memory tier '{run.tier.name}' on {run.device} in {run.dtype}; predicted for each tier:",
+            *tier_lines(latent, run.dtype),
+        )
+        kind = "cuda" if run.device.startswith("cuda") else "cpu"
+        memory = predicted_bytes(run.tier, latent) / GIB * 1024
+        job.report["options"] = _record(run)
+        return Plan(self.name, job.poses.frames, len(windows), memory, tflop * SECONDS_PER_TFLOP[kind], notes)
+
+    def render(self, job: RenderJob, on_progress: Progress = no_progress) -> Iterator[NDArray[np.uint8]]:
+        """Yield the frames in order; finished segments are kept in `job.folder` and taken up again with `resume`.
+
+        When memory runs out before the first frame, the decoded batch or the window is halved, which is said and put
+        into the recipe and the job folder.  Errors: `UsageError` without driving frames, `WeightsError`,
+        `OutOfMemoryError`.
+        """
+        import torch
+
+        from animx.diffusion.ranks import join
+        from animx.weights import find_model, model_hash
+
+        if job.driving_frames is None:
+            raise UsageError(
+                f"engine '{self.name}' needs the driving pictures besides the poses. Give the clip with --driving-video"
+            )
+        run = _resolve(job)
+        folder = find_model(run.options.model)
+        weights = model_hash(folder)
+        ranks = join(run.device)
+        store = None
+        if job.folder is not None and ranks.is_first:
+            store = ChunkStore(job.folder, _job_plan(job, run, weights), resume=run.options.resume)
+        run = _reduced(run, ranks.from_first_object(store.remembered() if store is not None else {}))
+        try:
+            key = (weights, run.device, run.dtype, run.tier.offload)
+            pipeline = resident.once(key, lambda: _load(folder, run))
+            clip = _clip(pipeline, job, run)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"out of memory on {run.device}: the model itself does not fit. Free the device, or use --vram "
+                "with less than it has"
+            ) from error
+        yield from self._frames(pipeline, clip, job, run, weights, store, ranks, on_progress)
+        ranks.close()
+
+    def _frames(
+        self,
+        pipeline: AnimateXPipeline,
+        clip: Clip,
+        job: RenderJob,
+        run: _Run,
+        weights: str,
+        store: ChunkStore | None,
+        ranks: Ranks,
+        on_progress: Progress,
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Frames on the job's canvas; halves what does not fit until the first one is there."""
+        import torch
+
+        from animx.diffusion.render import Drift, Hooks
+
+        on_device = run.device.startswith("cuda") and not run.tier.offload
+        hooks = Hooks(
+            on_step=on_progress,
+            on_preview=job.on_preview,
+            preview_every=run.options.preview or 0,
+            stream=run.options.stream if run.options.stream is not None else on_device,
+        )
+        yielded = False
+        while True:
+            drift = Drift()
+            try:
+                for frame in pipeline.frames(clip, run.settings, store=store, drift=drift, hooks=hooks, ranks=ranks):
+                    if not yielded:
+                        job.report.update(options=_record(run), weights=weights, **_facts(job))
+                        yielded = True
+                    yield _on_canvas(frame, job.canvas)
+                break
+            except torch.OutOfMemoryError as error:
+                smaller = None if yielded or ranks.size > 1 else _halved(run, clip.frames, error)
+                if smaller is None:
+                    raise _out_of_memory(run, job, yielded) from error
+                log.warning("out of memory on %s with %s; trying %s", run.device, _sizes(run), _sizes(smaller))
+                run = smaller
+            if store is not None:
+                store.remember(_changeable(run.settings))
+            if run.device.startswith("cuda"):
+                torch.cuda.empty_cache()
+        _say_drift(job, drift)
+
+
+def model_canvas(canvas: Canvas, *, fixed: bool = False) -> Canvas:
+    """The canvas the network runs on: the job's own down to multiples of 8; when not `fixed`, within its area."""
+    factor = 1.0 if fixed else min(1.0, (LARGEST_AREA * 1.05 / (canvas.width * canvas.height)) ** 0.5)
+    return Canvas(*(max(64, int(side * factor) // 8 * 8) for side in canvas.size))
+
+
+def _load(folder: Path, run: _Run) -> AnimateXPipeline:
+    import torch
+
+    from animx.diffusion.pipeline import AnimateXPipeline
+
+    pipeline = AnimateXPipeline.from_pretrained(folder)
+    dtype = getattr(torch, run.dtype)
+    if run.tier.offload and run.device != "cpu":
+        pipeline.to("cpu", dtype).enable_model_cpu_offload(run.device)
+        return pipeline
+    return pipeline.to(run.device, dtype)
+
+
+def _clip(pipeline: AnimateXPipeline, job: RenderJob, run: _Run) -> Clip:
+    import torch
+
+    assert job.driving_frames is not None
+    canvas = model_canvas(job.canvas, fixed=job.fixed_size)
+    where = place(job.canvas, canvas)
+    if job.reference_pose is None:
+        log.info("the reference has no pose: the first driving pose stands in for it, as in the released code")
+    return pipeline.prepare(
+        np.ascontiguousarray(job.picture[..., :3]),
+        job.poses.on(canvas, where),
+        job.driving_frames(),
+        keypoints=job.driving_poses,
+        reference_pose=None if job.reference_pose is None else job.reference_pose.on(canvas, where),
+        generator=torch.Generator().manual_seed(run.settings.seed),
+    )
+
+
+def _on_canvas(frame: NDArray[np.uint8], canvas: Canvas) -> NDArray[np.uint8]:
+    """A model frame RGB [h, w, 3] as RGBA on `canvas`."""
+    from animx.image import resize
+
+    whole = np.concatenate([frame, np.full((*frame.shape[:2], 1), 255, np.uint8)], axis=2)
+    return whole if frame.shape[1::-1] == canvas.size else resize(whole, canvas)
+
+
+def _device(options: EngineOptions) -> str:
+    """The device to use; a `UsageError` for one that is not there."""
+    import torch
+
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        kind = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name}: no such device. Use cpu, cuda or cuda:N") from error
+    if kind.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: use cpu, cuda or cuda:N")
+    if kind.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: no CUDA device here. Use --device cpu")
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    return name
+
+
+def _resolve(job: RenderJob) -> _Run:
+    """Options with their defaults; everything that decides about bytes is fixed here."""
+    import torch
+
+    from animx.diffusion.memory import choose_tier
+    from animx.diffusion.ranks import device_of_rank
+    from animx.diffusion.render import Settings
+    from animx.diffusion.sampler import Guidance
+    from animx.diffusion.windows import cut_windows
+
+    o = EngineOptions.of(job.options)
+    device = device_of_rank(_device(o))
+    canvas = model_canvas(job.canvas, fixed=job.fixed_size)
+    free = 1 << 62
+    if o.vram is not None:
+        free = int(o.vram * 1e9)
+    elif device.startswith("cuda"):
+        free = torch.cuda.mem_get_info(device)[0]
+    dtype = o.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    tier = choose_tier(free, (canvas.height // 8, canvas.width // 8), dtype=dtype)
+    window = o.window or tier.window
+    overlap = o.overlap if o.overlap is not None else min(8, window // 4)
+    cut_windows(job.poses.frames, window, overlap)  # refuses impossible pairs in the user's words
+    settings = Settings(
+        seed=job.seed,
+        steps=o.steps,
+        scheduler=o.scheduler,
+        eta=o.eta,
+        guidance=Guidance(o.guidance, o.guidance_start, o.guidance_end),
+        guidance_batched=o.guidance_batched,
+        window=window,
+        overlap=overlap,
+        windows=o.windows,
+        decode_batch=o.decode_batch or tier.decode_batch,
+        colour=o.colour,
+    )
+    return _Run(o, device, dtype, settings, replace(tier, dtype=dtype))
+
+
+# ---- what is kept about a run ----
+
+
+def _job_plan(job: RenderJob, run: _Run, weights: str) -> dict[str, Any]:
+    """What a job folder must have been planned with to be gone on with."""
+    canvas = model_canvas(job.canvas, fixed=job.fixed_size)
+    return {
+        **asdict(run.settings),
+        "weights": weights,
+        "dtype": run.dtype,
+        "device": run.device.partition(":")[0],
+        "canvas": list(canvas.size),
+        "frames": job.poses.frames,
+        **job.identity,
+    }
+
+
+def _record(run: _Run) -> dict[str, Any]:
+    """The resolved options for the recipe."""
+    settings = asdict(run.settings)
+    guidance = settings.pop("guidance")
+    settings.pop("seed")
+    named = {"guidance": guidance["scale"], "guidance_start": guidance["start"], "guidance_end": guidance["end"]}
+    return {**settings, **named, "model": Path(run.options.model).name, "dtype": run.dtype}
+
+
+def _facts(job: RenderJob) -> dict[str, str]:
+    """What the network was shown, as a user may want to know it."""
+    return {
+        "pose_images": "driving poses, aligned",
+        "motion_keypoints": "driving poses, not aligned (as released)",
+        "reference_slot": "the reference's own pose" if job.reference_pose is not None else "the first driving pose",
+    }
+
+
+def _say_drift(job: RenderJob, drift: Drift) -> None:
+    job.report["measured"] = {
+        "colour_drift": round(drift.largest, 4),
+        "colour_drift_corrected": round(drift.corrected, 4),
+    }
+    if drift.largest > NOTABLE_DRIFT:
+        log.warning(
+            "colours strayed by %.2f deviations between segments (%.2f left after the correction)",
+            drift.largest,
+            drift.corrected,
+        )
+
+
+# ---- when memory runs out ----
+
+
+def _changeable(settings: Settings) -> dict[str, int]:
+    return {"window": settings.window, "overlap": settings.overlap, "decode_batch": settings.decode_batch}
+
+
+def _reduced(run: _Run, found: Mapping[str, Any]) -> _Run:
+    """`run` with the sizes that an earlier start of the same job had to come down to."""
+    return replace(run, settings=replace(run.settings, **found)) if found else run
+
+
+def _halved(run: _Run, frames: int, error: BaseException) -> _Run | None:
+    """`run` with half of what did not fit, or None when there is nothing left to halve."""
+    from animx.diffusion.render import DECODING
+
+    s = run.settings
+    if DECODING in getattr(error, "__notes__", ()):
+        return replace(run, settings=replace(s, decode_batch=s.decode_batch // 2)) if s.decode_batch > 1 else None
+    window = min(s.window, frames) // 2
+    if window < 1:
+        return None
+    return replace(run, settings=replace(s, window=window, overlap=min(s.overlap, window // 4)))
+
+
+def _sizes(run: _Run) -> str:
+    s = run.settings
+    return f"windows of {s.window} frames (overlap {s.overlap}) and {s.decode_batch} decoded at once"
+
+
+def _out_of_memory(run: _Run, job: RenderJob, yielded: bool) -> OutOfMemoryError:
+    where = f"out of memory on {run.device} with {_sizes(run)} at {job.canvas} px"
+    if yielded and job.folder is not None:
+        return OutOfMemoryError(f"{where}, after a part was done. Free the device and go on with --resume")
+    return OutOfMemoryError(f"{where}, the smallest tried. Use a smaller --size, or another device")

@@ -1,0 +1,45 @@
+"""Where the networks are: all on one device, or on it only while they work.
+
+`use(part)` is called before a network works and returns one of its parameters, whose device and precision its inputs
+must have.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from animx.diffusion.components import Components
+
+PARTS = ("image_encoder", "unet", "vae")
+
+
+class Placing:
+    """The networks of a pipeline and the device they work on."""
+
+    def __init__(self, components: Components, offload: torch.device | None = None) -> None:
+        self.components = components
+        self.offload = offload
+        """The device that a network visits while it works; None = all stay where they are."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network of the denoising works."""
+        return self.offload or next(self.components.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The networks' precision."""
+        return next(self.components.unet.parameters()).dtype
+
+    def use(self, name: str) -> Tensor:
+        """Make the network `name` ready; with offloading the others leave the device first."""
+        part: nn.Module = getattr(self.components, name)
+        like = next(part.parameters())
+        if self.offload is not None and like.device != self.offload:
+            for other in PARTS:
+                if other != name:
+                    nn.Module.to(getattr(self.components, other), device="cpu")
+            nn.Module.to(part, device=self.offload)
+            like = next(part.parameters())
+        return like

@@ -1,0 +1,135 @@
+"""Denoising a segment: windows blended at every step, guidance, known frames re-noised.
+
+Free functions over a velocity callable; no network class is known here.  Latents are [1, 4, F, h, w].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from animx.diffusion.steppers import Stepper
+from animx.model.schedule import guided, released_noise
+
+Velocity = Callable[[Tensor, Tensor, int], Tensor]
+"""(latents of a window [1, 4, F, h, w], timestep [1], number of the window) -> velocity of the same shape."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance: its scale and the share of the steps in which it acts."""
+
+    scale: float = 2.5
+    """1 = off: the unconditional branch is not run."""
+    start: float = 0.0
+    """First step that is guided, as a share of all steps, 0..1."""
+    end: float = 1.0
+    """Steps from this share on are not guided."""
+
+    def acts(self, index: int, steps: int) -> bool:
+        """Whether step `index` of `steps` is guided."""
+        return self.scale != 1.0 and self.start <= index / steps < self.end
+
+
+def segment_noise(seed: int, segment: int, shape: tuple[int, int, int, int, int]) -> Tensor:
+    """Start noise of a segment on the CPU.  Segment 0 draws as the released code does, so a short clip equals it."""
+    if segment:
+        seed = segment_seed(seed, segment)
+    return released_noise(shape, torch.Generator().manual_seed(seed))
+
+
+Row = tuple[int, bool]
+"""One network pass: (number of the window, whether it sees the conditions)."""
+
+Together = Callable[[Tensor, Tensor, Sequence[Row]], Tensor]
+"""(latents of several rows [R, 4, F, h, w], timestep [R], the rows) -> velocities of the same shape."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on while a segment is denoised."""
+
+    on_step: Callable[[int, int, Tensor], Tensor | None] | None = None
+    """(index of the step, its timestep, latents after it) -> None, or changed latents to go on with."""
+    on_clean: Callable[[int, Tensor], None] | None = None
+    """(index of the step, the clean latents it points to)."""
+    clean_every: int = 0
+    """Every how many steps `on_clean` is called; 0 = never."""
+
+
+def segment_seed(seed: int, segment: int, purpose: int = 0) -> int:
+    """A seed of its own for each segment and purpose (0 = start noise, 1 = fresh noise of the steps)."""
+    words = np.random.SeedSequence([seed, segment, purpose] if purpose else [seed, segment])
+    return int(words.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def denoise(
+    stepper: Stepper,
+    noise: Tensor,
+    windows: Sequence[tuple[int, int]],
+    weights: NDArray[np.float64],
+    conditional: Velocity,
+    unconditional: Velocity,
+    guidance: Guidance,
+    known: Tensor | None = None,
+    watch: Watch | None = None,
+    evaluate: Callable[[Sequence[Callable[[], Tensor]], Tensor], list[Tensor]] | None = None,
+    together: Together | None = None,
+    batch: int = 1,
+) -> Tensor:
+    """Latents of a segment from its noise.
+
+    `evaluate(tasks, like)` runs the network calls of one step and returns their results in order (see `Ranks`).
+    With `batch` > 1 up to so many rows go through the network at once, by `together`; their order is fixed: window by
+    window, the conditional branch first.
+
+    `known` [1, 4, K, h, w] are the finished latents of the first K frames: before every step they are put at that
+    step's noise level with the segment's own noise, and come out unchanged.
+    """
+    watch = watch or Watch()
+    count = 0 if known is None else known.shape[2]
+    steps = len(stepper.timesteps)
+    x = noise
+
+    def passes(rows: Sequence[Row], x: Tensor, time: Tensor) -> Tensor:
+        cut = [x[:, :, slice(*windows[number])] for number, _ in rows]
+        if len(rows) > 1 and together is not None:
+            return together(torch.cat(cut), time.expand(len(rows)), rows)
+        ((number, sees),) = rows
+        return (conditional if sees else unconditional)(cut[0], time, number)
+
+    for index, t in enumerate(stepper.timesteps):
+        if known is not None:
+            x = torch.cat([stepper.noised(known, noise[:, :, :count], index), x[:, :, count:]], dim=2)
+        time = torch.full((1,), t, dtype=torch.int64, device=x.device)
+        is_guided = guidance.acts(index, steps)
+        rows = [(n, sees) for n in range(len(windows)) for sees in ((True, False) if is_guided else (True,))]
+        size = batch if together is not None else 1
+        tasks = [partial(passes, rows[i : i + size], x, time) for i in range(0, len(rows), size)]
+        done = evaluate(tasks, x) if evaluate is not None else [task() for task in tasks]
+        results = iter([part[i : i + 1] for part in done for i in range(len(part))])
+        velocity = torch.zeros_like(x)
+        for number, (first, last) in enumerate(windows):
+            v = next(results)
+            if is_guided:
+                v = guided(v, next(results), guidance.scale)
+            if len(windows) == 1:
+                velocity = v
+            else:
+                share = torch.from_numpy(weights[number, first:last]).to(v.device, v.dtype).view(1, 1, -1, 1, 1)
+                velocity[:, :, first:last] += share * v
+        if watch.on_clean is not None and watch.clean_every and (index + 1) % watch.clean_every == 0:
+            watch.on_clean(index, stepper.clean(x, velocity.to(x.dtype), index))
+        x = stepper.step(x, velocity.to(x.dtype), index)
+        if watch.on_step is not None:
+            changed = watch.on_step(index, t, x)
+            x = x if changed is None else changed
+    if known is not None:
+        x = torch.cat([known, x[:, :, count:]], dim=2)
+    return x
