@@ -26,19 +26,37 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, terminate)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a background job of a shell stays deaf to Ctrl-C
         signal.signal(signal.SIGINT, interrupt)
+    _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     _complete()
     code = run(sys.argv[1:])
-    try:
-        sys.stdout.flush()
-    except (BrokenPipeError, ValueError):
-        code = code or EXIT_CLOSED_PIPE
-    if code == EXIT_CLOSED_PIPE:
-        with contextlib.suppress(OSError, ValueError):  # or the interpreter complains when it closes stdout
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream, failed in ((sys.stdout, EXIT_CLOSED_PIPE), (sys.stderr, 0)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = code or failed
+            with contextlib.suppress(OSError, ValueError):  # or the interpreter complains when it closes it
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr (`>&-`) empty ones.
+
+    Otherwise the next file that is opened gets their number, and what native code writes to descriptor 2 goes into it.
+    Writing to a stdout that was closed fails, as it should: the result would be lost.
+    """
+    ways = ((os.O_RDONLY, "r"), (os.O_RDONLY, "w"), (os.O_WRONLY, "w"))
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            how, mode = ways[number]
+            opened = os.open(os.devnull, how)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 
 
 def _ignore() -> None:

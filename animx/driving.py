@@ -63,7 +63,10 @@ def open_driving(driving: str | Path | PoseSequence) -> Driving:
         poses = read_poses("-")
         return Driving("-", poses, None, poses_hash(poses))
     path = Path(driving)
-    if not path.exists() or "%" in path.name:
+    if path.is_fifo():
+        poses = read_poses(path)
+        return Driving("-", poses, None, poses_hash(poses))
+    if not path.exists():
         from animx.video import probe
 
         probe(path)  # a numbered pattern of frames; else it says what is missing

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ def read_picture(path: str | Path) -> Picture:
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder, not a picture. Name a file in it")
+        check_no_pipe(path)
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty (0 bytes). Save or download it again")
         with path.open("rb") as file, warnings.catch_warnings():
@@ -70,6 +72,12 @@ def read_picture(path: str | Path) -> Picture:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     opaque = bool(pixels[..., 3].min() == 255)
     return Picture(pixels, not opaque, path.name, file_sha256(path))
+
+
+def check_no_pipe(path: Path) -> None:
+    """Refuse (`InputError`) a named pipe, which could be read only once; a missing file is an `OSError`."""
+    if stat.S_ISFIFO(path.stat().st_mode):
+        raise InputError(f"{path} is a pipe; only poses can come from one. Save it to a file first")
 
 
 def check_size(width: int, height: int, where: str) -> None:

@@ -120,6 +120,12 @@ def render(
     options = replace(options, **values) if options is not None else RenderOptions.of(**values)
     if options.person == "all":
         raise UsageError("--person all: one person drives a figure. Use largest, first or track:N")
+    if str(reference) in ("", "-"):
+        raise UsageError(f"REF '{reference}': names no picture. Name a file; only poses come from stdin")
+    if not isinstance(driving, PoseSequence) and not str(driving):
+        raise UsageError("DRIVING '': names nothing. Name a video, a pose file or a folder of frames")
+    if options.ref_pose == "-" and str(driving) == "-":
+        raise UsageError("'-' is stdin at most once. Name a file for DRIVING or --ref-pose")
     engine, reason = choose_engine(options.engine)
     extra = engine_options(engine, options.engine_options)
     if hasattr(engine, "require"):
@@ -354,11 +360,19 @@ def _recipe(
             provenance.input_record("reference", picture.name, picture.sha256),
             provenance.input_record("driving", drive.name, drive.sha256),
             *options.file_records(),
+            *_piped_record(ready.reference, options),
         ],
         backend=ready.backend,
         reference_pose={"origin": ready.reference.origin, "backend": ready.reference.backend},
         mask=ready.reference.mask_method,
     )
+
+
+def _piped_record(reference: Reference, options: RenderOptions) -> list[dict[str, str]]:
+    """The reference's pose as an input, when it came through stdin and no file can be named."""
+    if options.ref_pose != "-" or reference.pose is None:
+        return []
+    return [provenance.input_record("ref_pose", "-", poses_hash(reference.pose))]
 
 
 def _write(

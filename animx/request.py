@@ -126,14 +126,19 @@ class RenderOptions:
     def check_files(self) -> None:
         """Refuse files that do not exist before any work is done (`InputError`)."""
         for name, value in self.files().items():
+            if str(value) == "-" and name == "ref_pose":
+                continue
+            if str(value) == "-":
+                raise UsageError(f"--{name.replace('_', '-')} -: it does not come from stdin. Name a file")
             if name != "background" and not Path(value).exists():
                 raise InputError(f"--{name.replace('_', '-')} {value}: no such file")
 
     def file_records(self) -> list[dict[str, str]]:
-        """The files that options name, by option, name and hash."""
+        """The files that options name, by option, name and hash; what comes through stdin is no file."""
         from animx.image import file_sha256
 
-        return [provenance.input_record(name, str(path), file_sha256(path)) for name, path in self.files().items()]
+        named = {name: str(path) for name, path in self.files().items() if str(path) != "-"}
+        return [provenance.input_record(name, path, file_sha256(path)) for name, path in named.items()]
 
     @classmethod
     def of(cls, **values: Any) -> RenderOptions:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from animx.canvas import Canvas
 from animx.errors import InputError, UsageError, nearest
+from animx.image import check_no_pipe
 from animx.video_audio import AudioSource
 from animx.video_damage import Damage
 from animx.video_frames import PATTERN, FolderSource, WebpSource, frames_of, read_webp_alpha
@@ -182,6 +183,7 @@ def _source(path: Path, fps: Fraction | None) -> _Source:
     try:
         if path.is_dir() or (PATTERN.search(path.name) and not path.exists()):
             return FolderSource(path, fps)
+        check_no_pipe(path)
         with path.open("rb") as file:
             head = file.read(16)
     except FileNotFoundError:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hall import animx, refused
 
-from animx.canvas import Canvas
+from animx.canvas import Canvas, Placement
 from animx.errors import UsageError
 from animx.image import write_picture
 from animx.pose.formats import write_poses
 from animx.pose.sequence import PoseSequence
 from animx.times import parse_fps, parse_size, parse_time
-from animx.video import open_frames, open_writer
+from animx.video import open_frames, open_writer, read_alpha_frames
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +98,86 @@ def test_frames_are_read_whatever_digits_their_names_hold() -> None:
     for name in ("a1²2.png", "a1²10.png", "٣.png"):
         write_picture(Path("frames") / name, np.zeros((8, 8, 3), np.uint8))
     assert open_frames("frames").frames == 3
+
+
+def test_a_file_whose_name_looks_like_a_numbered_pattern_is_that_file() -> None:
+    Path("dance.pose.json").rename("50%d.pose.json")
+    assert animx("render", "ref.png", "50%d.pose.json", "-o", "out.mp4", "--ref-pose", "fit").code == 0
+
+
+# ---- stdin, pipes, streams that are missing or full ----
+
+
+@pytest.mark.parametrize("name", ["", "-"])
+def test_a_picture_never_comes_from_stdin(name: str) -> None:
+    refused(animx("render", name, "dance.pose.json", "-o", "out.mp4"), 2, "REF")
+    refused(animx("render", "ref.png", "dance.pose.json", "--mask", name, "-o", "out.mp4"), 2, "--mask")
+
+
+def test_a_driving_side_that_names_nothing_is_refused() -> None:
+    refused(animx("render", "ref.png", "", "-o", "out.mp4"), 2, "DRIVING")
+
+
+def test_the_references_pose_may_come_from_stdin_once(tiny_poses: PoseSequence) -> None:
+    one = write_still(tiny_poses)
+    call = ("render", "ref.png", "dance.pose.json", "--ref-pose")
+    assert animx(*call, "one.pose.json", "-o", "file.mp4").code == 0
+    assert animx(*call, "-", "-o", "piped.mp4", stdin=one).code == 0
+    file, piped = (list(read_alpha_frames(name)) for name in ("file.mp4", "piped.mp4"))
+    np.testing.assert_array_equal(file, piped)
+    inputs = json.loads(Path("piped.mp4.json").read_text())["inputs"]
+    assert inputs[-1]["role"] == "ref_pose"
+    assert len(inputs[-1]["sha256"]) == 64
+    refused(animx("render", "ref.png", "-", "--ref-pose", "-", "-o", "no.mp4", stdin=one), 2, "at most once")
+
+
+def write_still(poses: PoseSequence) -> bytes:
+    write_poses(poses.on(Canvas(512, 768), Placement(1.0, 1.0, 0.0, 0.0)).cut(0, 1), Path("one.pose.json"))
+    return Path("one.pose.json").read_bytes()
+
+
+def shell(command: str, **more: str) -> tuple[int, str, str]:
+    """Run a bash command line in which `$A` is animx; exit code, stdout, stderr.  Ten seconds must do."""
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "A": f"{sys.executable} -m animx", **more},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_poses_come_through_a_named_pipe_and_pictures_do_not() -> None:
+    code, out, err = shell("$A pose info <(cat dance.pose.json)")
+    assert (code, err) == (0, "")
+    assert "openpose-134" in out
+    assert shell("$A render ref.png <(cat dance.pose.json) -o out.mp4 --ref-pose fit -q")[0] == 0
+    code, _, err = shell("mkfifo pipe; timeout 20 $A render pipe dance.pose.json -o no.mp4")
+    assert (code, "is a pipe" in err, "Traceback" in err) == (3, True, False)
+
+
+@pytest.mark.parametrize("lost", [">&-", ">/dev/full"])
+@pytest.mark.parametrize("command", ["presets list --json", "pose convert dance.pose.json -"])
+def test_a_result_that_cannot_be_printed_is_exit_3_in_one_line(command: str, lost: str) -> None:
+    code, _, err = shell(f"$A {command} {lost}")
+    assert code == 3
+    assert len(err.splitlines()) == 1, err
+    assert "stdout" in err
+
+
+@pytest.mark.parametrize("lost", ["2>&-", "2>/dev/full", "<&- 2>&-"])
+def test_a_missing_or_full_stderr_does_not_hide_the_result(lost: str) -> None:
+    code, out, _ = shell(f"$A pose convert dance.pose.json out.npz {lost}")
+    assert (code, out) == (0, "out.npz\n")
+    code, out, _ = shell(f"$A nonsense --json {lost}")
+    assert (code, json.loads(out)["error"]["exit_code"]) == (2, 2)
+
+
+def test_a_working_folder_that_is_gone_is_said() -> None:
+    code, _, err = shell("mkdir gone; cd gone; rmdir ../gone; $A presets preview -o x.png", PYTHONPATH=str(ROOT))
+    assert code == 3
+    assert "working folder" in err
 
 
 # ---- numbers ----

@@ -6,6 +6,7 @@ Commands are imported when they are asked for: `animx --help` shows them from th
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 import traceback
@@ -184,6 +185,10 @@ def explain(error: BaseException) -> tuple[str, int]:
         return "", EXIT_CLOSED_PIPE
     if isinstance(error, MemoryError):
         return "out of memory. Try a smaller --size or a shorter --duration", OutOfMemoryError.exit_code
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        if error.errno == errno.ENOENT:
+            return "the working folder does not exist any more. Change to another one", 3
+        return f"cannot write to stdout: {error.strerror}", 3
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename is not None else ""
         return f"{where}{error.strerror}", 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -94,7 +95,8 @@ class Output:
         line = " ".join(message.split())
         self._line(f"{self._paint('animx: error:', '1;31')} {line}")
         if (self.as_json if as_json is None else as_json) and not self.stdout_taken:
-            self._print_json({**(data or {}), "error": {"kind": kind, "message": line, "exit_code": exit_code}})
+            with contextlib.suppress(OSError):  # the error may be that stdout cannot be written
+                self._print_json({**(data or {}), "error": {"kind": kind, "message": line, "exit_code": exit_code}})
 
     def _line(self, line: str) -> None:
         if self._bars is not None:
@@ -250,7 +252,7 @@ def _write(stream: TextIO, text: str) -> None:
     try:
         stream.write(text)
         stream.flush()
-    except (BrokenPipeError, ValueError):
+    except (OSError, ValueError):
         if stream is sys.stdout:
             raise
 

@@ -82,6 +82,10 @@ def read_poses(
             from animx.pose.joints import read_joints
 
             return read_joints(path)
+        if path.is_fifo():  # as `<(animx pose retarget ... -o -)` of a shell
+            with path.open("rb") as pipe:
+                data = _bytes(pipe, str(path), MAX_TEXT_BYTES)
+            return _signed(_read_stream(io.BytesIO(data), str(path), kind, canvas, fps), "-", lambda: _digest([data]))
         with path.open("rb") as stream:
             poses = _read_stream(stream, str(path), kind, canvas, fps)
             return _signed(poses, path.name, lambda: _digest(_blocks(stream)))
