@@ -115,7 +115,7 @@ def test_clips_shorter_than_a_window_work(stage: Stage, frames: int) -> None:
     assert len(pictures("out.mp4")) == frames
 
 
-@pytest.mark.parametrize(("size", "shape"), [("96x64", (64, 96)), ("75x101", (100, 74)), ("72x88", (88, 72))])
+@pytest.mark.parametrize(("size", "shape"), [("96x64", (64, 96)), ("75x101", (100, 74))])
 def test_any_size_and_aspect_work(stage: Stage, size: str, shape: tuple[int, int]) -> None:
     good(stage.render("out.mp4", "-q", "--duration", "2f", "--size", size))
     found = pictures("out.mp4")
@@ -133,6 +133,7 @@ def test_a_named_size_is_rendered_at_that_size_and_others_within_the_trained_are
     assert engine_module.model_canvas(Canvas(512, 768)) == Canvas(512, 768)
 
 
+@pytest.mark.slow
 def test_the_same_job_gives_the_same_bytes_and_the_seed_counts(stage: Stage, plain: Path) -> None:
     good(stage.render("again.mp4", "-q"))
     assert Path("again.mp4").read_bytes() == plain.read_bytes()
@@ -140,6 +141,7 @@ def test_the_same_job_gives_the_same_bytes_and_the_seed_counts(stage: Stage, pla
     assert not np.array_equal(pictures("other.mp4"), pictures(plain))
 
 
+@pytest.mark.slow
 def test_two_frames_of_a_clip_differ_and_the_pose_steers_them(stage: Stage, plain: Path) -> None:
     found = pictures(plain).astype(int)
     assert (np.abs(np.diff(found, axis=0)).mean(axis=(1, 2, 3)) > 0).all()
@@ -202,8 +204,9 @@ def test_options_that_change_no_byte_stay_out_of_the_recipe(stage: Stage, plain:
 
 @pytest.mark.parametrize(
     "more",
-    [("--guidance", 1), ("--set", "animate-x.guidance_end=0.5"), ("--scheduler", "unipc"), ("--steps", 4),
-     ("--scheduler", "ddim"), ("--overlap", 1)],
+    [("--set", "animate-x.guidance_end=0.5"), ("--scheduler", "unipc"),
+     *(pytest.param(more, marks=pytest.mark.slow)
+       for more in (("--guidance", 1), ("--steps", 4), ("--scheduler", "ddim"), ("--overlap", 1)))],
     ids=str,
 )  # fmt: skip
 def test_every_option_is_felt(stage: Stage, plain: Path, more: tuple[object, ...]) -> None:
@@ -215,7 +218,7 @@ def test_every_option_is_felt(stage: Stage, plain: Path, more: tuple[object, ...
 
 
 def test_progress_names_both_stages_and_counts_to_the_end(stage: Stage) -> None:
-    ran = good(stage.render("out.mp4", "--progress", "json", "--set", "animate-x.windows=1"))
+    ran = good(stage.render("out.mp4", "--progress", "json", "--set", "animate-x.windows=1", "--duration", "7f"))
     lines = [json.loads(line) for line in ran.err.splitlines() if line.startswith("{")]
     last = {line["stage"]: line for line in lines}
     assert last["denoise"]["done"] == last["denoise"]["total"] == 2 * 2
@@ -306,6 +309,7 @@ def test_out_of_memory_while_decoding_halves_only_that(stage: Stage, monkeypatch
     assert (options["animate-x.window"], options["animate-x.decode_batch"]) == (6, 2)
 
 
+@pytest.mark.slow
 def test_out_of_memory_after_a_part_keeps_it_for_resume(
     stage: Stage, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

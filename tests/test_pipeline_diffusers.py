@@ -95,7 +95,10 @@ def test_a_fresh_generator_equals_its_seed(pipeline: AnimateXPipeline, given: Gi
     assert not np.array_equal(given.call(pipeline, generator=generator), plain)  # it has moved on
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm++2m", "unipc"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", ["unipc", pytest.param("ddim", marks=SLOW), pytest.param("dpm++2m", marks=SLOW)])
 def test_a_scheduler_by_name_equals_the_object(pipeline: AnimateXPipeline, given: Given, name: str) -> None:
     by_name = given.call(pipeline, settings=replace(SETTINGS, scheduler=name))
     pipeline.scheduler = scheduler_named(name)
@@ -103,6 +106,7 @@ def test_a_scheduler_by_name_equals_the_object(pipeline: AnimateXPipeline, given
     assert np.array_equal(given.call(pipeline), by_name)  # it keeps no history of the first call
 
 
+@SLOW
 def test_schedulers_differ(pipeline: AnimateXPipeline, given: Given, plain: NDArray[np.uint8]) -> None:
     found = [given.call(pipeline, settings=replace(SETTINGS, scheduler=name, steps=4)) for name in ("ddim", "unipc")]
     assert not np.array_equal(*found)
@@ -220,6 +224,7 @@ def test_offloading_keeps_one_network_at_a_time_on_the_device(
     assert placing.device == torch.device("cuda")
 
 
+@SLOW
 def test_guidance_acts_only_in_its_interval(pipeline: AnimateXPipeline, clip: Clip) -> None:
     def run(*interval: float) -> NDArray[np.uint8]:
         settings = replace(SETTINGS, steps=4, guidance=Guidance(2.5, *interval))

@@ -55,8 +55,7 @@ def test_two_ranks_equal_one_rank_exactly(stage: Stage, tmp_path: Path, monkeypa
     assert Path("two.mp4").read_bytes() == Path("one.mp4").read_bytes()
     assert Path("two.mp4.json").read_bytes() == Path("one.mp4.json").read_bytes()
     counts = [int(Path(f"passes_{rank}").read_text()) for rank in (0, 1)]
-    assert min(counts) > 0
-    assert abs(counts[0] - counts[1]) <= 2 * 2  # an odd number of tasks a step at most
+    assert counts == [4, 4]  # two windows, two branches, two steps: none is run twice
     assert not Path("two.mp4.animx").exists()
 
 

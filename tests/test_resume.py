@@ -210,6 +210,7 @@ def test_a_kill_between_the_output_and_the_end_of_the_folder_is_mended(
     refused(stage.render("out.mp4", *JOB, "--resume"), 2, "exists")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("here")
 def test_a_window_that_was_halved_stays_halved_after_a_resume(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     good(stage.render("asked.mp4", *JOB, "--window", 3, "--overlap", 0))
