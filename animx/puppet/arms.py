@@ -195,7 +195,7 @@ def _voronoi(solid: Flags, edges: Grey, body: Anatomy) -> NDArray[np.int8]:
     seeds: list[Flags] = []
     for side in body.arms:
         keep_off |= _draw(shape, arm_line(body, side, 0.25, 0.45), scale, 2 * band)
-        seeds.append(_draw(shape, arm_line(body, side, 0.25), scale, max(1, round(0.012 * body.height * scale))))
+        seeds.append(_draw(shape, arm_line(body, side, 0.25, 0.3), scale, max(1, round(0.012 * body.height * scale))))
     trunk = np.zeros(shape, np.uint8)
     cv2.fillPoly(trunk, [np.rint(body.polygon(0.6, 0.9) * scale).astype(np.int32)], (1,))
     cv2.polylines(trunk, [np.rint(np.array([body.neck, body.mid_hip]) * scale).astype(np.int32)], False, (1,), 2)
