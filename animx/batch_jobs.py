@@ -14,12 +14,14 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from animx import plugins
 from animx.errors import AnimxError, InputError, UsageError, nearest
 from animx.request import RenderOptions, check_retargeting, load_presets
+from animx.times import time_range
 
 MAX_JOBS = 1_000_000
 MAX_LINE = 1_000_000
@@ -146,7 +148,7 @@ def _job(line: str, number: int, where: str, folder: Path, seen: dict[str, Any])
     extra = {name: content.pop(name) for name in ENGINE_KEYS if name in content}
     for name, value in content.items():
         if name not in KINDS:
-            raise InputError(f"{at}: unknown key '{name}'.{nearest(name, [*KINDS, *FILES, *ENGINE_KEYS])}")
+            raise InputError(f"{at}: unknown key {name!r}.{nearest(name, [*KINDS, *FILES, *ENGINE_KEYS])}")
         if not KINDS[name][1](value):
             raise InputError(f"{at}: {name}: expected {KINDS[name][0]}")
     if extra:
@@ -157,6 +159,7 @@ def _job(line: str, number: int, where: str, folder: Path, seen: dict[str, Any])
     try:
         options = RenderOptions.of(**content)
         check_retargeting(options)
+        time_range(options.start, options.end, options.duration, options.fps or Fraction(25))
         _check_names(options, seen)
     except (AnimxError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{at}: {' '.join(str(error).split())}") from error
