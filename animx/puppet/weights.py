@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from animx.pose.skeleton import NECK, NOSE
 from animx.puppet.anatomy import ARM, LEG, SIDES, Anatomy
+from animx.puppet.geodesic import spread
 from animx.puppet.parts import Parts
 from animx.puppet.regions import leg_line, nearest_true
 
@@ -160,8 +161,6 @@ def leg_field(body: Anatomy, parts: Parts) -> LegField | None:
     """
     if not body.legs:
         return None
-    from skimage.graph import MCP_Geometric
-
     region, side_of = parts.region, parts.leg_side
     scale = min(1.0, 320.0 / max(region.shape))
     shape = (max(2, round(region.shape[0] * scale)), max(2, round(region.shape[1] * scale)))
@@ -176,12 +175,12 @@ def leg_field(body: Anatomy, parts: Parts) -> LegField | None:
     raised[2:] += 0.18 * (body.neck - hips)
     cv2.fillPoly(trunk, [np.rint(raised * scale_xy).astype(np.int32)], (1,))
     cv2.polylines(trunk, [np.rint(raised * scale_xy).astype(np.int32)], True, (1,), 1)
-    distance = [_geodesic(MCP_Geometric, inside, side, trunk > 0, 0)]
+    distance = [_geodesic(inside, side, trunk > 0, 0)]
     for leg in body.legs:
         seed = np.zeros(shape, np.uint8)
         line = np.rint(np.array(leg_line(body, leg, 0.12)) * scale_xy).astype(np.int32)
         cv2.polylines(seed, [line.reshape(-1, 1, 2)], False, (1,), 1)
-        distance.append(_geodesic(MCP_Geometric, inside, side, seed > 0, 1 + SIDES.index(leg)))
+        distance.append(_geodesic(inside, side, seed > 0, 1 + SIDES.index(leg)))
     power = np.stack([1.0 / np.maximum(d, 0.5) ** 3 for d in distance])
     total = power.sum(0)
     legs = power[1:].sum(0)
@@ -199,16 +198,14 @@ def leg_field(body: Anatomy, parts: Parts) -> LegField | None:
     return LegField(leave[rows, columns].astype(np.float32), mix[:, rows, columns].astype(np.float32), float(scale))
 
 
-def _geodesic(
-    finder: type, inside: NDArray[np.bool_], side: NDArray[np.int8], seed: NDArray[np.bool_], own: int
-) -> Vector:
+def _geodesic(inside: NDArray[np.bool_], side: NDArray[np.int8], seed: NDArray[np.bool_], own: int) -> Vector:
     """Distance within the figure [grid px]; a leg's walk may not enter the other leg below the cut."""
     other = (side > 0) & (side != own) if own else np.zeros(side.shape, bool)
-    start = np.argwhere(seed & (inside | (side == own)) & ~other)
+    start = seed & (inside | (side == own)) & ~other
     far = float(sum(inside.shape))
-    if len(start) == 0:
+    if not start.any():
         return np.full(inside.shape, far)
     cost = np.where(inside & ~other, 1.0, -1.0)
     cost[seed] = 1.0
-    found = finder(cost).find_costs([tuple(p) for p in start])[0]
+    _, found = spread(cost, start)
     return np.where(np.isfinite(found), found, far)
