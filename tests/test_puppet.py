@@ -490,3 +490,58 @@ def test_clasped_hands_are_frozen_although_a_detector_misses_them_by_5_percent()
             }
             hits += study(job.mask, jobs.pose([{**joints, **off}])).arms == wanted
         assert hits >= 38
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("picture", "clip", "times"), [("boar", "pink", 2.0), ("woman", "room", 1.5)])
+def test_a_pose_detector_sees_the_new_pose(picture: str, clip: str, times: float, shared: Path) -> None:
+    from animx.pose.mediapipe import MediapipeBackend
+
+    if (missing := MediapipeBackend.available()) is not None:
+        pytest.skip(missing)
+    job = shared_job(shared, picture, clip)
+    found = checks.redetected(job, prepare(job), MediapipeBackend())
+    assert found.found >= 0.7
+    # the woman's right arm hangs as the driver's does in half of the frames, so twice her own pose would be nearly all
+    assert found.near >= times * found.near_still
+    assert found.near >= 0.45
+    assert found.angle <= 0.55 * found.angle_still
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("picture", "clip"), [("boar", "pink"), ("juice", "pink"), ("woman", "room")])
+def test_a_foot_that_stands_does_not_skate(picture: str, clip: str, shared: Path) -> None:
+    job = shared_job(shared, picture, clip)
+    speed, share = checks.skating(job, prepare(job))
+    assert share > 0.1
+    assert speed <= 0.1
+
+
+def test_skating_is_seen() -> None:
+    job = jobs.job(poses=jobs.still(frames=6))
+    job = replace(job, driving_poses=job.poses)
+    stage = prepare(job)
+    assert checks.skating(job, stage) == (0.0, 1.0)
+    sliding = stage.motion.joints + np.arange(6)[:, None, None] * (5.0, 0.0)
+    speed, _ = checks.skating(job, replace(stage, motion=replace(stage.motion, joints=sliding)))
+    assert speed == pytest.approx(5 * 12 / stage.puppet.body.height)
+
+
+def test_a_head_that_would_leave_the_picture_makes_the_figure_smaller() -> None:
+    standing = {j: (x, y - 34) for j, (x, y) in jobs.STANDING.items()}
+    crouched = {**standing, 9: (70, 152), 12: (150, 152), 10: (94, 184), 13: (126, 184)}
+    upright = {j: (x, y - 20) for j, (x, y) in crouched.items()} | {
+        9: (96, 145),
+        12: (124, 145),
+        10: (94, 184),
+        13: (126, 184),
+    }
+    job = jobs.job(crouched, jobs.pose([upright, upright, crouched]))
+    stage = prepare(job)
+    assert 0.8 <= stage.motion.zoom[0] < 0.97
+    whole = [checks.coverage(stage, t) > 127 for t in range(3)]
+    assert not any(one[0].any() for one in whole)
+    assert checks.markers(stage, [0, 2]).mean < 0.005
+    # where there is room, and at its own pose, the figure keeps its size
+    assert prepare(jobs.job()).motion.zoom[0] == 1.0
+    assert prepare(jobs.job(crouched, jobs.still(crouched))).motion.zoom[0] == 1.0

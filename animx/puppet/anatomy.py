@@ -68,6 +68,8 @@ class Anatomy:
     """The head tilts about the neck; not when the face sits on the trunk."""
     cropped: bool = False
     """The lower border of the picture cuts the figure."""
+    crown: float | None = None
+    """y of the figure's top over its nose [px]; None without a head."""
     notes: tuple[str, ...] = field(default=())
     """What cannot be animated well, each a few words."""
 
@@ -186,7 +188,15 @@ def study(mask: NDArray[np.float32], pose: PoseSequence | None) -> Anatomy:
         notes.append("no limbs that can swing were found")
     head = bool(seen[NOSE]) and float((joints[NOSE] - bare.neck) @ (bare.neck - bare.mid_hip)) > 0
     nods = head and not _face_on_body(solid, bare)
-    return Anatomy(joints, seen, box, size, arms, legs, head, nods, cropped, tuple(notes))
+    crown = _crown(solid, joints[NOSE], 0.1 * bare.height) if head else None
+    return Anatomy(joints, seen, box, size, arms, legs, head, nods, cropped, crown, tuple(notes))
+
+
+def _crown(solid: NDArray[np.bool_], nose: NDArray[np.float64], reach: float) -> float | None:
+    """Top of the figure over its nose, `reach` px to both sides [px]."""
+    columns = solid[: max(int(nose[1]), 0), max(int(nose[0] - reach), 0) : max(int(nose[0] + reach), 0)]
+    rows = np.flatnonzero(columns.any(1)) if columns.size else np.zeros(0)
+    return float(rows[0]) if len(rows) else None
 
 
 def _is_cropped(solid: NDArray[np.bool_], body: Anatomy) -> bool:

@@ -1,4 +1,4 @@
-"""Checks of the puppet's frames that need no reference video: markers, holes, area, flips, rest pose, background.
+"""Checks of the puppet's frames that need no reference video: markers, holes, area, flips, rest pose, background, feet.
 
 Each takes a prepared `Stage` (see `engine.prepare`) and returns plain numbers; H is the height of the figure's box.
 The tests hold them against the bars, `animx bench puppet` prints them.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -19,6 +20,9 @@ from animx.pose.sequence import PoseSequence
 from animx.pose.skeleton import L_HIP, L_SHOULDER, NECK, NOSE, R_HIP, R_SHOULDER
 from animx.puppet.anatomy import ARM, BODY_JOINTS, LEG
 from animx.puppet.engine import Stage, prepare
+
+if TYPE_CHECKING:
+    from animx.pose.backend import PoseBackend
 
 SMALL_HOLE = 0.0008
 """Enclosed areas below this are holes of the puppet; larger ones are gaps between limbs [H squared; 400 px at 700]."""
@@ -244,3 +248,79 @@ def limb_angles(job: RenderJob, stage: Stage) -> NDArray[np.float64]:
             turn = np.angle((got[:, 0] + 1j * got[:, 1]) * np.conj(wanted[:, 0] + 1j * wanted[:, 1]), deg=True)
             errors.append(np.abs(turn[length >= 0.25 * np.percentile(length, 90)]))
     return np.concatenate(errors) if errors else np.zeros(0)
+
+
+def skating(job: RenderJob, stage: Stage, still: float = 0.06) -> tuple[float, float]:
+    """How fast a foot slides while the driver's stands: mean speed [H/s], and the share of foot frames that stand.
+
+    A driver's foot stands when it moves slower than `still` of the driver's height per second and is not the lifted
+    one.  Needs `job.driving_poses`; (0, 0) without feet.
+    """
+    body, poses = stage.puppet.body, job.driving_poses or job.poses
+    points, seen = poses.keypoints[:, 0].astype(np.float64), poses.scores[:, 0] > 0
+    feet = [LEG[side][2] for side in body.legs if body.seen[LEG[side][2]] and seen[:, LEG[side][2]].any()]
+    if not feet or poses.frames < 2:
+        return 0.0, 0.0
+    steps = np.diff(poses.times)
+    tall = 1.12 * float(np.median(points[:, feet, 1].max(1) - points[:, NOSE, 1]))
+    low = points[:-1, feet, 1].max(1)
+    speeds, count = [], 0
+    for foot in feet:
+        both = seen[:-1, foot] & seen[1:, foot]
+        slow = np.linalg.norm(np.diff(points[:, foot], axis=0), axis=1) / steps < still * tall
+        stands = both & slow & (low - points[:-1, foot, 1] < 0.04 * tall)
+        moved = np.linalg.norm(np.diff(stage.motion.joints[:, foot], axis=0), axis=1) / steps / body.height
+        speeds.append(moved[stands])
+        count += int(both.sum())
+    found = np.concatenate(speeds)
+    return (float(found.mean()) if len(found) else 0.0), len(found) / max(count, 1)
+
+
+@dataclass(frozen=True)
+class Redetection:
+    """What a pose detector sees in the frames, beside what it would see if nothing moved."""
+
+    found: float
+    """Share of the frames in which it finds anybody; the others are left out of the rest."""
+    near: float
+    """Share of elbows and wrists found within .05 H of where they are aimed (PCK.05)."""
+    near_still: float
+    """The same for the picture's own joints."""
+    angle: float
+    """Median error of the directions of upper arms and forearms [degrees]."""
+    angle_still: float
+    """The same for the picture's own joints."""
+
+
+def redetected(job: RenderJob, stage: Stage, backend: PoseBackend, every: int = 5) -> Redetection:
+    """Track a person through the frames and hold the arms against the planned joints in each `every`-th frame.
+
+    The picture's own pose is the null: a figure that is not animated scores well on any check that is too coarse.
+    Nothing is cropped or smoothed.  Says nothing about figures that the detector does not take for a person.
+    """
+    assert job.reference_pose is not None
+    body, own = stage.puppet.body, job.reference_pose.keypoints[0, 0].astype(np.float64)
+    gaps: list[list[float]] = [[], []]
+    turns: list[list[float]] = [[], []]
+    shown, total = 0, 0
+    backend.reset()
+    for t in range(job.poses.frames):
+        seen = backend.detect(np.ascontiguousarray(stage.frame(t)[..., :3]))
+        if t % every:
+            continue
+        total += 1
+        if not seen.persons or (seen.scores[0, :BODY_JOINTS] >= 0.3).sum() < 5:
+            continue
+        shown += 1
+        goal = stage.motion.joints[t]
+        for k, joints in enumerate((seen.keypoints[0].astype(np.float64), own)):
+            for side in body.arms:
+                for a, b in itertools.pairwise(ARM[side]):
+                    gaps[k].append(float(np.linalg.norm(joints[b] - goal[b])) / body.height)
+                    found, wanted = joints[b] - joints[a], goal[b] - goal[a]
+                    turn = np.angle((found[0] + 1j * found[1]) * (wanted[0] - 1j * wanted[1]), deg=True)
+                    turns[k].append(abs(float(turn)))
+    if not shown or not gaps[0]:
+        return Redetection(shown / max(total, 1), 0.0, 0.0, float("inf"), float("inf"))
+    near, near_still = (float((np.array(g) < 0.05).mean()) for g in gaps)
+    return Redetection(shown / total, near, near_still, float(np.median(turns[0])), float(np.median(turns[1])))

@@ -43,6 +43,8 @@ MAX_HEAD_TURN = 0.6
 """Largest turn of the head against the trunk [rad]."""
 LIFT = 0.04
 """A foot lower than this over the floor stands on it (share of the figure's height)."""
+SMALLEST_ZOOM = 0.8
+"""A figure is made no smaller than this to keep its head in the picture."""
 TURNED = 0.1
 """Share of frames with swapped shoulders from which the back view is worth a warning."""
 
@@ -75,6 +77,8 @@ class Motion:
     behind: dict[str, Flags] = field(default_factory=dict)
     """Arm side -> [T] the arm is behind the body."""
     left_leg_in_front: Flags = field(default_factory=lambda: np.zeros(0, bool))  # [T]
+    zoom: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    """Factor of the whole figure's size, and the point x, y [px] about which; `joints` have it, the rest has not."""
     whole: Series | None = None  # [T, 5] shift x, y [px], tilt [rad], squash, bend: when the figure moves as a whole
     notes: tuple[str, ...] = ()
 
@@ -182,11 +186,13 @@ def _skeletal(body: Anatomy, driver: _Driver) -> Motion:
     root = _root(body, driver, local)
     notes += _turned_away(body, driver)
     joints = local + root[:, None]
+    zoom = _zoom(body, joints, limbs["head"])
+    joints = np.array(zoom[1:]) + zoom[0] * (joints - np.array(zoom[1:]))
     if not np.isfinite(joints).all():
         raise InputError("poses: the motion of the figure is not finite")
     return Motion(
         joints, aimed, root, turn, stretch, widths, limbs, _behind(body, driver), _leg_order(body, driver),
-        notes=tuple(notes),
+        zoom=zoom, notes=tuple(notes),
     )  # fmt: skip
 
 
@@ -314,6 +320,23 @@ def _root(body: Anatomy, driver: _Driver, local: Series) -> Series:
     weight = np.exp((driver.points[:, feet, 1] - low[:, None]) / (0.03 * height))
     root[:, 0] += np.clip((gap * weight).sum(1) / weight.sum(1), -0.1 * height, 0.1 * height)
     return root
+
+
+def _zoom(body: Anatomy, joints: Series, head: Limb) -> tuple[float, float, float]:
+    """Make a figure whose head would leave the top of the picture a little smaller, for the whole clip.
+
+    A driver who stands straighter than the picture's figure makes it taller than it is there.
+    """
+    if body.crown is None or body.floor is None or body.cropped:
+        return 1.0, 0.0, 0.0
+    bone = body.joints[NOSE] - body.neck if body.seen[NOSE] else np.zeros(2)
+    crown = np.array([body.joints[NOSE, 0], body.crown]) - body.neck + bone * (head.stretch[0, 0] - 1)
+    top = float((joints[:, NECK] + _rotate(head.turn[0], crown * head.grow))[:, 1].min())
+    margin = min(max(body.crown, 0.0), 0.01 * body.height)
+    if top >= margin - 1.0 or body.floor <= margin:
+        return 1.0, 0.0, 0.0
+    factor = (body.floor - margin) / max(body.floor - top, 1e-9)
+    return max(factor, SMALLEST_ZOOM), float(body.mid_hip[0]), body.floor
 
 
 def _behind(body: Anatomy, driver: _Driver) -> dict[str, Flags]:

@@ -86,6 +86,9 @@ class Puppet:
                 upper, lower = self._bones(sheet, motion, t)
                 w = sheet.weights
                 skin.deform(sheet.mesh.vertices, w.loose, w.share, w.near, w.far, trunk, upper, lower, out)
+                if motion.zoom[0] != 1.0:
+                    centre = np.array(motion.zoom[1:])
+                    out = centre + motion.zoom[0] * (out - centre)
             found.append(out)
         return found
 
