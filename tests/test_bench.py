@@ -82,7 +82,7 @@ def test_the_chain_is_set_against_extraction_and_encoding(tiny_clip: Path, monke
     alpha[20:180, 40:90] = 255
     write_picture("block.png", np.dstack([np.full((192, 128, 3), 120, np.uint8), alpha]))
     monkeypatch.setattr(bench, "_shell", lambda *_: bench.Cost(1.0, 1.0))  # another process would not know the fake
-    found = bench.bench_chain(Path("block.png"), tiny_clip)
+    found = bench.bench_chain(Path("block.png"), tiny_clip, rounds=1)
     assert found.ratios["render_cpu_per_extraction_and_encoding_cpu"] > 0
     assert found.checks["frames"] == 12
 
@@ -97,10 +97,9 @@ def test_puppet_is_set_against_a_plain_remap() -> None:
 @pytest.mark.slow
 def test_the_whole_chain_costs_at_most_1_6_times_extraction_and_encoding(root: Path) -> None:
     pytest.importorskip("mediapipe", reason="needs the 'offline' extra")
-    examples, found = root / "examples", []
-    while not found or found[-1] > 1.6:  # CPU time on a shared machine still wavers: the best of three counts
-        assert len(found) < 3, found
-        measured = bench.bench_chain(examples / "characters" / "bottle.png", examples / "dance.mp4")
-        assert str(measured.checks["backend"]).startswith("mediapipe")
-        found.append(measured.ratios["render_cpu_per_extraction_and_encoding_cpu"])
+    examples = root / "examples"
+    measured = bench.bench_chain(examples / "characters" / "bottle.png", examples / "dance.mp4", rounds=3)
+    assert str(measured.checks["backend"]).startswith("mediapipe")
+    # medians of three; found: 1.50 with this pair, 1.53 with a 664x1024 photo and 120 frames, both on busy cores
+    assert measured.ratios["render_cpu_per_extraction_and_encoding_cpu"] <= 1.6
     assert measured.speeds["shell_32_frames_s"] > 0
