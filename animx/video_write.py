@@ -339,15 +339,36 @@ def _writing_numbered(path: Path, overwrite: bool) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=".animx-", suffix=".part", dir=path.parent))
     except OSError as error:
         raise output_error(path, error) from error
+    made, aside = folder / "new", folder / "old"
     try:
-        yield folder
+        try:
+            made.mkdir()
+            aside.mkdir()
+        except OSError as error:
+            raise output_error(path, error) from error
+        yield made
         _check_pattern(path, overwrite)
-        for old in frames_of(path):
-            old.unlink()
-        for new in sorted(folder.iterdir()):
-            os.replace(new, path.parent / new.name)
+        _exchange(frames_of(path), sorted(made.iterdir()), path.parent, aside)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _exchange(old: list[Path], new: list[Path], place: Path, aside: Path) -> None:
+    """Move the files `new` to `place`, where they stand for the files `old`; all of them, or all is as it was."""
+    moved: list[Path] = []
+    try:
+        for file in old:
+            os.replace(file, aside / file.name)
+        for file in new:
+            moved.append(place / file.name)
+            os.replace(file, moved[-1])
+    except BaseException:
+        for file in moved:
+            file.unlink(missing_ok=True)
+        for file in old:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(aside / file.name, file)
+        raise
 
 
 @contextlib.contextmanager

@@ -282,6 +282,32 @@ def test_a_buffer_may_be_reused_after_write(tmp_path: Path) -> None:
     assert [number_of(frame.pixels) for frame in open_frames(tmp_path / "a.mov")] == list(range(12))
 
 
+@pytest.mark.parametrize("failing_at", [0, 2, 3, 5])
+def test_numbered_frames_are_exchanged_all_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_at: int
+) -> None:
+    place = tmp_path / "f_%03d.png"
+
+    def write(count: int, grey: int) -> None:
+        with open_writer(place, Canvas(8, 8), Fraction(25), overwrite=True) as writer:
+            for _ in range(count):
+                writer.write(np.full((8, 8, 3), grey, np.uint8))
+
+    write(3, 10)
+    before = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
+    replace, calls = os.replace, iter(range(1000))
+
+    def interrupted(*names: Path) -> None:
+        if next(calls) == failing_at:
+            raise KeyboardInterrupt
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(4, 200)
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize("kind", [".mp4", "pattern", "folder"])
 def test_what_exists_is_replaced_only_when_told_and_then_whole(tmp_path: Path, kind: str) -> None:
     path = write(target(tmp_path, kind), 9)
