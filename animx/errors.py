@@ -30,6 +30,13 @@ class MissingExtraError(UsageError):
         self.extra = extra
         super().__init__(f"{what} needs the '{extra}' extra. Run: pip install -c constraints.txt 'animx[{extra}]'")
 
+    @classmethod
+    def saying(cls, line: str, extra: str) -> MissingExtraError:
+        """The same error with a whole line of its own."""
+        made = cls("", extra)
+        made.args = (line,)
+        return made
+
 
 class InputError(AnimxError):
     """An input cannot be used: missing, damaged, of the wrong kind or too large."""

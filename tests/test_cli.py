@@ -251,6 +251,10 @@ def test_no_value_of_any_option_ends_in_a_traceback(option: str, value: str) -> 
         (ZeroDivisionError("x"), 1),
         (AssertionError(), 1),
         (PermissionError(13, "Permission denied", "/there"), 3),
+        (ImportError("libGL.so.1: cannot open shared object file"), 2),
+        (ModuleNotFoundError("No module named 'rtmlib'", name="rtmlib"), 2),
+        (ModuleNotFoundError("No module named 'animx.pup'", name="animx.pup"), 1),
+        (OSError("Could not find/load shared object file 'libllvmlite.so'"), 2),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )

@@ -369,6 +369,14 @@ def test_one_thread_may_ask_for_mediapipe_while_another_imports_it(monkeypatch):
     assert len(answers) == len(mediapipe._MODULES)
 
 
+def test_a_backend_that_is_missing_says_its_whole_line(monkeypatch):
+    for line in ("it (version 1 has no models) needs the 'offline' extra. Run: pip", "it has no wheel. Run: pip"):
+        monkeypatch.setattr(MediapipeBackend, "available", classmethod(lambda cls, line=line: line))
+        with pytest.raises(MissingExtraError) as refusal:
+            MediapipeBackend()
+        assert str(refusal.value) == line
+
+
 def test_chatter_of_a_graphs_own_threads_is_held_back_too(capfd):
     class Solution:
         def __init__(self):

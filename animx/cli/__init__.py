@@ -192,9 +192,18 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename is not None else ""
         return f"{where}{error.strerror}", 3
+    if _is_broken_install(error):
+        return f"a library cannot be loaded: {' '.join(str(error).split())}. To see how to mend it: animx doctor", 2
     from animx.provenance import bug_report
 
     return bug_report(error), 1
+
+
+def _is_broken_install(error: BaseException) -> bool:
+    """Whether a library beneath animx is missing or does not load (a system library is missing, a half install)."""
+    if isinstance(error, ImportError):
+        return not (error.name or "").startswith("animx")
+    return isinstance(error, OSError) and "shared object" in str(error)
 
 
 def _usage(error: click.ClickException) -> str:

@@ -64,7 +64,7 @@ class MediapipeBackend:
 
     def __init__(self, *, hands: bool = False, confidence: float = 0.5) -> None:
         if (missing := self.available()) is not None:
-            raise MissingExtraError(missing.partition(" needs ")[0].partition(" has no ")[0], "offline")
+            raise MissingExtraError.saying(missing, "offline")
         self.version = version("mediapipe")
         self.hands = hands
         self.confidence = confidence
@@ -139,7 +139,7 @@ def selfie_mask(picture: NDArray[np.uint8], *, landscape: bool = False) -> NDArr
 @cache
 def _selfie(landscape: bool) -> tuple[_Graph, threading.Lock]:
     if (missing := MediapipeBackend.available()) is not None:
-        raise MissingExtraError(missing.partition(" needs ")[0], "offline")
+        raise MissingExtraError.saying(missing, "offline")
     make = _solutions().selfie_segmentation.SelfieSegmentation
     return _Graph(lambda: make(model_selection=int(landscape)), "segmentation_mask"), threading.Lock()
 
