@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from animx.pose.skeleton import NOSE
 from animx.puppet.anatomy import ARM, LEG, SIDES, Anatomy
+from animx.puppet.geodesic import spread
 from animx.puppet.regions import Flags, Grey, arm_line, distance_to, leg_line, near
 
 
@@ -182,8 +183,6 @@ def _median5(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _voronoi(solid: Flags, edges: Grey, body: Anatomy) -> NDArray[np.int8]:
     """Geodesic Voronoi cells at half resolution: 0 body, 1.. the arms in order, -1 outside."""
-    from skimage.graph import MCP_Geometric
-
     scale = 0.5 if max(solid.shape) > 400 else 1.0
     small = cv2.resize(solid.astype(np.uint8), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(bool)
     rough = cv2.resize(np.minimum(edges, 2.0), small.shape[::-1], interpolation=cv2.INTER_AREA)
@@ -207,14 +206,10 @@ def _voronoi(solid: Flags, edges: Grey, body: Anatomy) -> NDArray[np.int8]:
         if body.seen[LEG[side][0]] and body.seen[LEG[side][1]]:
             trunk |= _draw(shape, leg_line(body, side), scale, 3).astype(np.uint8)
     spine = _draw(shape, [body.neck, body.mid_hip], scale, 1)
-    costs = []
-    for seed in [((trunk > 0) & ~keep_off) | (spine & small), *seeds]:
-        where = np.argwhere(seed & small)
-        if len(where) == 0:
-            costs.append(np.full(shape, np.inf))
-            continue
-        costs.append(MCP_Geometric(cost).find_costs([tuple(p) for p in where])[0])
-    owner = np.argmin(np.stack(costs), 0).astype(np.int8)
+    labels = np.zeros(shape, np.int8)
+    for label, seed in reversed(list(enumerate([((trunk > 0) & ~keep_off) | (spine & small), *seeds], 1))):
+        labels[seed & small] = label  # where seeds meet, the body has the first right
+    owner = np.maximum(spread(cost, labels)[0] - 1, 0).astype(np.int8)  # what nothing reaches is body
     owner = cv2.resize(owner, solid.shape[::-1], interpolation=cv2.INTER_NEAREST).astype(np.int8)
     return np.where(solid, owner, np.int8(-1)).astype(np.int8)
 
