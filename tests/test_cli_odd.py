@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hall import animx, refused
+from PIL import Image
 
 from animx.canvas import Canvas, Placement
 from animx.errors import UsageError
@@ -103,6 +104,15 @@ def test_frames_are_read_whatever_digits_their_names_hold() -> None:
 def test_a_file_whose_name_looks_like_a_numbered_pattern_is_that_file() -> None:
     Path("dance.pose.json").rename("50%d.pose.json")
     assert animx("render", "ref.png", "50%d.pose.json", "-o", "out.mp4", "--ref-pose", "fit").code == 0
+
+
+def test_a_gif_that_ends_behind_its_first_frame_is_read_or_refused_never_a_bug() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save("cut.gif", save_all=True, append_images=frames[1:], duration=40)
+    whole = Path("cut.gif").read_bytes()
+    for length in range(12, len(whole)):
+        Path("cut.gif").write_bytes(whole[:length])
+        assert animx("pose", "draw", "dance.pose.json", "--over", "cut.gif", "-o", "out.mp4", "-y").code in (0, 3)
 
 
 # ---- stdin, pipes, streams that are missing or full ----
