@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 from typing import NoReturn
 
@@ -27,6 +28,8 @@ def main() -> NoReturn:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a background job of a shell stays deaf to Ctrl-C
         signal.signal(signal.SIGINT, interrupt)
     _open_standard_streams()
+    if not sys.warnoptions:  # for programmers, who ask for them with `python -W`
+        warnings.simplefilter("ignore")
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -298,7 +299,10 @@ def _moves(path: Path) -> bool:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = Image.open(path)
+        with picture:
             return bool(getattr(picture, "is_animated", False))
     except Exception:  # Pillow's plugins raise anything; the reader says what is wrong with it
         return False

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,17 @@ def test_a_gif_that_ends_behind_its_first_frame_is_read_or_refused_never_a_bug()
     for length in range(12, len(whole)):
         Path("cut.gif").write_bytes(whole[:length])
         assert animx("pose", "draw", "dance.pose.json", "--over", "cut.gif", "-o", "out.mp4", "-y").code in (0, 3)
+
+
+def test_a_picture_with_an_impossible_size_gives_one_line_and_no_warning_of_a_library() -> None:
+    Image.new("L", (8, 8)).save("bomb.png")
+    data = bytearray(Path("bomb.png").read_bytes())
+    data[16:24] = struct.pack(">II", 8_000_000, 20)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    Path("bomb.png").write_bytes(data)
+    code, _, err = shell("$A pose draw dance.pose.json --over bomb.png --frame 0 -o out.png")
+    assert code == 3
+    assert len(err.splitlines()) == 1, err
 
 
 # ---- stdin, pipes, streams that are missing or full ----
