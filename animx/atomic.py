@@ -42,7 +42,7 @@ def output_error(path: str | Path, error: OSError) -> OutputError:
 def check_name(path: str | Path) -> None:
     """Refuse (`UsageError`) an output that names nothing: an empty text, `.`, `..` or `/`."""
     if os.path.basename(os.fspath(path).rstrip(os.sep)) in ("", ".", ".."):
-        raise UsageError(f"'{path}' is no name for an output. Name a new file or folder with -o")
+        raise UsageError(f"the output '{path}' names nothing. Name a new file or folder with -o")
 
 
 def check_target(path: str | Path, overwrite: bool = False) -> None:

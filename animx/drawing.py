@@ -58,6 +58,8 @@ def draw(
     from animx.image import write_picture
     from animx.pose.formats import read_poses
 
+    if not 0 <= min_score <= 1:  # NaN neither
+        raise UsageError(f"--min-score {min_score:g}: use 0 to 1")
     poses = source if isinstance(source, PoseSequence) else read_poses(source)
     poses = select_person(poses, person)
     if frame is not None:

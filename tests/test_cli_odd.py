@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,10 @@ from PIL import Image
 from animx.canvas import Canvas, Placement
 from animx.errors import UsageError
 from animx.image import write_picture
+from animx.pose import smooth
 from animx.pose.formats import write_poses
 from animx.pose.sequence import PoseSequence
+from animx.retarget import ops
 from animx.times import parse_fps, parse_size, parse_time
 from animx.video import open_frames, open_writer, read_alpha_frames
 
@@ -53,7 +57,7 @@ def everything() -> dict[str, bytes]:
 @pytest.mark.parametrize("command", [("render", "ref.png", "dance.pose.json"), ("pose", "draw", "dance.pose.json")])
 def test_an_output_that_names_nothing_is_refused(command: tuple[str, ...], name: str) -> None:
     Path("sub").mkdir()
-    refused(animx(*command, "-o", name, "-y"), 2, "is no name for an output")
+    refused(animx(*command, "-o", name, "-y"), 2, "names nothing")
 
 
 @pytest.mark.parametrize("option", ["--mask", "--ref-pose", "--background", "--driving-video"])
@@ -201,6 +205,70 @@ def test_a_working_folder_that_is_gone_is_said() -> None:
     code, _, err = shell("mkdir gone; cd gone; rmdir ../gone; $A presets preview -o x.png", PYTHONPATH=str(ROOT))
     assert code == 3
     assert "working folder" in err
+
+
+# ---- operations, names of formats, scores ----
+
+
+@pytest.mark.parametrize(
+    ("operation", "words"),
+    [
+        ("smooth:seconds=nan", ("seconds", "a number")),
+        ("smooth:seconds=x", ("seconds", "a number")),
+        ("smooth:order=2.5", ("order", "a whole number")),
+        ("smooth:second=1", ("unknown parameter 'second'", "seconds")),
+        ("fill:gap=1", ("unknown parameter 'gap'",)),
+        ("rescale:factors=2", ("factors",)),
+        ("rescale", ("needs factors=",)),
+        ("drop", ("needs groups=",)),
+    ],
+)
+def test_an_operation_refuses_parameters_it_cannot_take(operation: str, words: tuple[str, ...]) -> None:
+    ran = animx("pose", "retarget", "dance.pose.json", "--op", operation, "-o", "out.pose.json")
+    refused(ran, 2, *words)
+
+
+def test_operations_take_the_parameters_of_what_they_stand_for() -> None:
+    for name in ("fill", "smooth"):
+        shown, real = (inspect.signature(getattr(room, name)).parameters for room in (ops, smooth))
+        for key in list(shown)[1:]:
+            assert shown[key].default == real[key].default
+    assert animx("pose", "retarget", "dance.pose.json", "--op", "smooth:seconds=1,order=2", "-o", "a.npz").code == 0
+    assert animx("pose", "retarget", "dance.pose.json", "--op", "drop:groups=arms", "-o", "b.npz").code == 0
+
+
+@pytest.mark.parametrize("command", ["extract", "retarget"])
+def test_a_pose_file_of_unknown_kind_is_refused_before_the_work(command: str) -> None:
+    source = "no-such-clip.mp4" if command == "extract" else "no-such.pose.json"
+    refused(animx("pose", command, source, "-o", "out.mp4"), 2, "poses are written as")
+
+
+@pytest.mark.parametrize("score", ["nan", "-0.1", "5"])
+def test_a_score_outside_0_to_1_is_refused(score: str) -> None:
+    refused(animx("pose", "draw", "dance.pose.json", "--min-score", score, "-o", "out.mp4"), 2, "--min-score")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("pose", "extract", ""),
+        ("pose", "info", ""),
+        ("pose", "draw", "dance.pose.json", "--over", ""),
+        ("pose", "retarget", "dance.pose.json", "--reference", ""),
+        ("presets", "show", ""),
+        ("render", "ref.png", "dance.pose.json", "--engine", ""),
+    ],
+)
+def test_an_empty_name_is_refused_by_every_command(call: tuple[str, ...]) -> None:
+    refused(animx(*call), 2, "names nothing")
+
+
+def test_poses_too_far_apart_in_time_are_a_bad_input(tiny_poses: PoseSequence) -> None:
+    far = replace(
+        tiny_poses, times=np.where(np.arange(tiny_poses.frames) < 2, tiny_poses.times, 1e7 + tiny_poses.times)
+    )
+    write_poses(far, Path("far.pose.json"))
+    refused(animx("render", "ref.png", "far.pose.json", "-o", "out.mp4"), 3, "times")
 
 
 # ---- numbers ----

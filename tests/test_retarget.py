@@ -354,7 +354,7 @@ def test_fill_never_revives_a_dropped_joint():
 
 
 def test_not_even_a_careless_fill_revives_a_dropped_joint(monkeypatch):
-    def careless(poses):
+    def careless(poses, *rest):
         return poses.with_poses(poses.keypoints, np.ones_like(poses.scores))
 
     monkeypatch.setattr("animx.pose.smooth.fill", careless)

@@ -81,6 +81,12 @@ def command(
             context = click.get_current_context()
             output = _output(context)
             output.begin(context.command_path)
+            for parameter in context.command.params:
+                if values.get(parameter.name or "") == "":
+                    shown = (
+                        parameter.opts[-1] if isinstance(parameter, click.Option) else parameter.make_metavar(context)
+                    )
+                    raise UsageError(f"{shown} '': names nothing. See: {context.command_path} --help")
             if writes and values.pop("no_overwrite") and values["overwrite"]:
                 raise UsageError("--overwrite and --no-overwrite cannot be given together. Leave one out")
             function(output, **values)

@@ -83,6 +83,7 @@ def extract(
 ) -> None:
     """Find the pose in every frame of a video or folder of frames, or of the figure in a picture."""
     from animx import driving, poses
+    from animx.pose.formats import writable_kind
 
     if source == "-":
         raise UsageError("pose extract -: a video does not come from stdin. Name a file")
@@ -91,6 +92,7 @@ def extract(
     if output == "-":
         out.take_stdout("-o -")
     joints = f"{stem}.joints.yaml" if edit else None
+    writable_kind(output)
     _check_target(output, overwrite, input=source)
     if joints is not None:
         _check_target(joints, overwrite, input=source)
@@ -154,6 +156,7 @@ def retarget(
     The order is always: align, presets as given, --set, --drop and --add, --op.
     """
     from animx import driving
+    from animx.pose.formats import writable_kind
     from animx.poses import retarget as retarget_poses
 
     rescale, dotted = o.split_sets(sets)
@@ -168,6 +171,7 @@ def retarget(
         output = f"{driving.stem(source)}.{label}.pose.json"
     if output == "-":
         out.take_stdout("-o -")
+    writable_kind(output)
     _check_target(output, overwrite, input=source, reference=reference)
     made = retarget_poses(
         source,

@@ -133,7 +133,8 @@ def preview(
         poses = select_person(read_poses(source))
     sheet = contact_sheet(poses, chosen, frames)
     write_picture(output, sheet, overwrite=overwrite)
-    out.say(f"animx: wrote {output}: {len(chosen)} presets, {sheet.shape[1]}x{sheet.shape[0]} px")
+    rows = "1 preset" if len(chosen) == 1 else f"{len(chosen)} presets"
+    out.say(f"animx: wrote {output}: {rows}, {sheet.shape[1]}x{sheet.shape[0]} px")
     out.wrote({"output": output, "presets": list(chosen), "size": [sheet.shape[1], sheet.shape[0]]}, [output])
 
 

@@ -265,7 +265,7 @@ def write_poses(
     The kind is told by the name (`.json`, `.npz`; a folder is OpenPose's), or given: one of `WRITABLE`.  `-` is stdout,
     JSON.  An existing target without `overwrite`, and a kind that is import only, are a `UsageError`.
     """
-    kind = _writable_kind(poses, target, kind)
+    kind = "openpose-18" if _keeps_18(poses, target, kind) else writable_kind(target, kind)
     if str(target) == "-":
         if kind not in ("json", "pose-keypoint", "coco-wholebody"):
             raise UsageError(f"-o - writes JSON, not {kind}. Name a file")
@@ -290,9 +290,14 @@ def write_poses(
     return lost
 
 
-def _writable_kind(poses: PoseSequence, target: str | Path, kind: str | None) -> str:
-    if kind == "openpose" and poses.source.get("format") == "openpose-18":
-        return "openpose-18"
+def _keeps_18(poses: PoseSequence, target: str | Path, kind: str | None) -> bool:
+    """Whether poses that came from OpenPose's 18 joints go back into an OpenPose folder whose kind is not said."""
+    unsaid = kind == "openpose" or (kind is None and writable_kind(target) == _known_kind("openpose"))
+    return unsaid and poses.source.get("format") == "openpose-18"
+
+
+def writable_kind(target: str | Path, kind: str | None = None) -> str:
+    """The format that `target` (a name, `-`) is written in, or `kind` where given; `UsageError` when there is none."""
     if kind is not None:
         known = _known_kind(kind)
         if known not in WRITABLE:
@@ -305,7 +310,7 @@ def _writable_kind(poses: PoseSequence, target: str | Path, kind: str | None) ->
     if suffix in (".json", ".npz"):
         return suffix[1:]
     if not suffix or path.is_dir() or str(target).endswith(("/", "\\")):
-        return _writable_kind(poses, target, "openpose")
+        return _known_kind("openpose")
     raise UsageError(f"{path}: poses are written as .pose.json, .npz or a folder of OpenPose JSON, not '{suffix}'")
 
 

@@ -26,7 +26,7 @@ def select_time(
 
     None: from the beginning, to the end, at the clip's own rate.  On a grid that is not the clip's own, joints seen in
     both neighbours are interpolated, others are taken from the nearer one.  Times begin at 0.  A range without frames
-    is a `UsageError`.
+    is a `UsageError`, times too far apart an `InputError`.
     """
     rate = fps or poses.fps
     times = poses.times - poses.times[0]
@@ -42,6 +42,11 @@ def select_time(
         cut = poses if (a, b) == (0, poses.frames) else poses.cut(a, b)
         return replace(cut, times=np.arange(cut.frames) / float(rate))
     count = max(1, int(np.ceil((last - first) * float(rate) - 0.01)))
+    if count > MAX_FRAMES and fps is None:
+        raise InputError(
+            f"times: {last - first:g} s at {rate} frames a second are {count} frames; at most {MAX_FRAMES} are "
+            "possible. Take a part with --duration, or a lower --fps"
+        )
     if count > MAX_FRAMES:
         raise UsageError(f"--fps {rate}: {count} frames; at most {MAX_FRAMES} are possible")
     return _resample(poses, times, first + np.arange(count) / float(rate), rate)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from animx import plugins
 from animx.canvas import Canvas, Fit
@@ -28,6 +29,27 @@ def apply_preset(poses: PoseSequence, preset: Preset | str) -> PoseSequence:
     return add_joints(poses, preset.add) if preset.add else poses
 
 
+def _operation(name: str, parameters: Mapping[str, Any]) -> Callable[..., PoseSequence]:
+    """The operation `name` of the plugin door, once it is clear that it can take the parameters (`UsageError`)."""
+    operation = cast("Callable[..., PoseSequence]", plugins.load("retarget_ops", name))
+    known = dict(list(inspect.signature(operation).parameters.items())[1:])  # the first one takes the poses
+    if any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        return operation
+    for key, value in parameters.items():
+        if key not in known:
+            raise UsageError(f"--op {name}: unknown parameter '{key}'.{nearest(key, known)} Known: {', '.join(known)}")
+        given, usual = type(value), type(known[key].default)
+        if usual in (int, float, str, bool) and given is not usual and (given, usual) != (int, float):
+            raise UsageError(f"--op {name}: {key}={value}: expected {_WORDS[usual]}")
+    for key, one in known.items():
+        if one.default is one.empty and one.kind is not one.VAR_POSITIONAL and key not in parameters:
+            raise UsageError(f"--op {name}: needs {key}=VALUE, as in --op {name}:{key}=VALUE")
+    return operation
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
 def retarget(
     poses: PoseSequence,
     presets: Preset | str | Sequence[Preset | str] = (),
@@ -50,7 +72,7 @@ def retarget(
         raise UsageError(f"--align {align}: use robust, released or none.{nearest(str(align), MODES)}")
     wanted = [presets] if isinstance(presets, Preset | str) else list(presets)
     loaded = [load_preset(preset) if isinstance(preset, str) else preset for preset in wanted]
-    steps = [(plugins.load("retarget_ops", name), parameters) for name, parameters in ops]
+    steps = [(_operation(name, parameters), parameters) for name, parameters in ops]
     drop, add = tuple(drop), tuple(add)
     if isinstance(reference, Canvas):
         poses = fit(poses, reference, fit_how)

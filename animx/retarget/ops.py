@@ -48,6 +48,8 @@ def rescale(
     take the shift of their neighbours in time), `root` the middle between the hips, `none` nothing is shifted.  Depth
     is scaled along.  `preset` is a name for the history.  An unknown group or a bad factor is a `UsageError`.
     """
+    if not isinstance(factors, Mapping):
+        raise UsageError(f"rescale: '{factors}' is no table of factors by bone group. Use --set, as in --set legs=0.5")
     if keep not in KEEPS:
         raise UsageError(f"keep '{keep}': use ground, root or none.{nearest(str(keep), KEEPS)}")
     stretch = unit_factors(factors)
@@ -170,11 +172,11 @@ def add(poses: PoseSequence, groups: Iterable[str]) -> PoseSequence:
     return replace(poses, keypoints=keypoints, scores=scores, depth=depth, history=(*poses.history, step))
 
 
-def fill(poses: PoseSequence, **params: Any) -> PoseSequence:
+def fill(poses: PoseSequence, max_gap_s: float = 0.5) -> PoseSequence:
     """Bridge gaps of joints that are seen elsewhere in the clip (see `animx.pose.smooth`); a dropped joint stays so."""
     from animx.pose.smooth import fill as bridge
 
-    filled = bridge(poses, **params)
+    filled = bridge(poses, max_gap_s)
     dropped = sorted(dropped_joints(poses.history))
     if not filled.scores[..., dropped].any():
         return filled
@@ -183,8 +185,8 @@ def fill(poses: PoseSequence, **params: Any) -> PoseSequence:
     return replace(filled, scores=scores)
 
 
-def smooth(poses: PoseSequence, **params: Any) -> PoseSequence:
+def smooth(poses: PoseSequence, seconds: float = 0.28, order: int = 2) -> PoseSequence:
     """Take jitter out of the motion without lag and without flattening fast motion.  See `animx.pose.smooth`."""
     from animx.pose.smooth import smooth as take_jitter
 
-    return take_jitter(poses, **params)
+    return take_jitter(poses, seconds, order)
