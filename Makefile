@@ -38,9 +38,9 @@ $(VENV)/.base: $(SOURCES) | $(BIN)/python
 # torch first and alone: what an index calls the same version may be a build for another device, and the libraries that
 # need it must take the one that is there.
 $(VENV)/.dev: $(SOURCES) $(VENV)/.base
-	@echo "== installing the rest: torch (alone, first), then the full model, tests, lint, types, ONNX pose backend"
+	@echo "== installing the rest: torch (alone, first), then the full model, training, kernels, tests, lint, types, ONNX pose backend"
 	@$(PIP) torch==2.13.0
-	@$(PIP) -e '.[dev,pose,model]'
+	@$(PIP) -e '.[dev,pose,model,kernels,train]'
 	@touch $@
 
 install: $(VENV)/.base
