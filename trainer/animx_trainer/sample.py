@@ -3,9 +3,10 @@
 numpy only, so that loader workers need no torch.  A `ClipSource` knows clips, a loader (`Batches`) puts their samples
 into steps, the task (`animx_trainer.task`) turns a batch into a loss.
 
-Letters: F frames of a clip, T = F + 1 slots with slot 0 = the reference, H W px, h w latent px, D width of CLIP vectors.
+Letters: F frames of a clip, T = F + 1 slots with slot 0 = the reference, H W px, h w latent px, D width of CLIP
+vectors.
 
-Keys.  Step s of a run holds the global samples s * batch + i, i in 0..batch-1, whatever the number of ranks and workers.
+Keys.  Step s of a run holds the global samples s * batch + i, i in 0..batch-1, for any number of ranks and workers.
 Every draw comes from `generator(seed, step, global sample, purpose)`, so that no result depends on who made it, on what
 was made before it, or on where a run was resumed.
 """
