@@ -26,6 +26,10 @@ def no_progress(done: int, total: int) -> None:
     """The progress callback that reports nothing."""
 
 
+def no_stage(stage: str, done: int, total: int) -> None:
+    """The callback of further stages that reports nothing."""
+
+
 @dataclass(frozen=True)
 class Background:
     """What lies behind the figure."""
@@ -68,6 +72,8 @@ class RenderJob:
     """Whether the user named the canvas; an engine may otherwise work on a smaller one and enlarge."""
     on_preview: Callable[[NDArray[np.uint8]], None] | None = None
     """Takes a picture (RGB) of how the work stands, for engines with the option `preview`."""
+    on_stage: Callable[[str, int, int], None] = no_stage
+    """Progress (stage, done, total) of stages besides the two in `stages`, such as loading a model."""
     report: dict[str, Any] = field(default_factory=dict)
     """What the engine tells about its render, by the time it yields its first frame: `options` (its own, resolved, for
     the recipe) and other facts for the recipe by name; after the last frame `measured` (numbers for the side-car)."""

@@ -394,6 +394,7 @@ def _write(
     alpha = job.background.mode == "transparent" and has_alpha_container(result.path)
     canvas = Canvas(3 * job.canvas.width, job.canvas.height) if options.side_by_side else job.canvas
     panels = _Panels(job) if options.side_by_side else None
+    job = replace(job, on_stage=on_progress)
     total = job.poses.frames
     inner, outer = getattr(engine, "stages", (None, "render"))
     progress = partial(on_progress, inner) if inner is not None else no_progress

@@ -217,10 +217,13 @@ def test_every_option_is_felt(stage: Stage, plain: Path, more: tuple[object, ...
 # ---- what is said ----
 
 
-def test_progress_names_both_stages_and_counts_to_the_end(stage: Stage) -> None:
+def test_progress_names_every_stage_and_counts_to_the_end(stage: Stage) -> None:
     ran = good(stage.render("out.mp4", "--progress", "json", "--set", "animate-x.windows=1", "--duration", "7f"))
     lines = [json.loads(line) for line in ran.err.splitlines() if line.startswith("{")]
     last = {line["stage"]: line for line in lines}
+    assert list(last) == ["load", "encode", "denoise", "decode"]
+    assert last["load"]["done"] == last["load"]["total"] == 1
+    assert last["encode"]["done"] == last["encode"]["total"] == 1 + 7  # the reference, then the driving frames
     assert last["denoise"]["done"] == last["denoise"]["total"] == 2 * 2
     assert last["decode"]["done"] == last["decode"]["total"] == 7
     assert any(line["eta_s"] is not None for line in lines if line["stage"] == "denoise")

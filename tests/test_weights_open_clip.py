@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hall import refused
 
 torch = pytest.importorskip("torch", reason="needs the 'model' extra")
 pytest.importorskip("transformers", reason="needs the 'model' extra")
 pytest.importorskip("diffusers", reason="needs the 'model' extra")
+
+from wet import Stage, good, side_car  # noqa: E402
 
 from animx.diffusion.components import load_components, save_components  # noqa: E402
 from animx.diffusion.tiny import fill  # noqa: E402
@@ -39,6 +43,27 @@ def test_without_open_clip_the_mend_is_named(tiny_release: Path, monkeypatch: py
     with pytest.raises(MissingExtraError, match=r"pip install .*animx\[openclip\]"):
         load_components(tiny_release, image_backend="open_clip")
     load_components(tiny_release)
+
+
+def test_the_option_names_the_mend_before_any_work(stage: Stage, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    monkeypatch.setattr("animx.pipeline._gather", lambda *_: pytest.fail("work was begun"))
+    ask = ("--set", "animate-x.image_encoder=open_clip")
+    line = refused(stage.render(tmp_path / "out.mp4", *ask), 2, "animate-x.image_encoder=open_clip")
+    assert "pip install -c constraints.txt 'animx[openclip]'" in line
+    refused(stage.render(tmp_path / "out.mp4", "--set", "animate-x.image_encoder=clip"), 2, "transformers or open_clip")
+
+
+def test_the_option_reaches_the_encoder_and_the_recipe(stage: Stage, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "open_clip.py").write_text("")  # stands in for the library, which a CPU machine cannot install
+    monkeypatch.syspath_prepend(tmp_path)
+    swapped: list[object] = []
+    monkeypatch.setattr(OpenClipEncoder, "of", lambda model: swapped.append(model) or model)
+    out = tmp_path / "out.mp4"
+    for encoder, times in (("transformers", 0), ("open_clip", 1)):
+        good(stage.render(out, "-q", "-y", "--end", "1f", "--set", f"animate-x.image_encoder={encoder}"))
+        assert len(swapped) == times
+        assert side_car(out)["options"]["animate-x.image_encoder"] == encoder
 
 
 def test_another_backend_is_refused(tiny_release: Path) -> None:

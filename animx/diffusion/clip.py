@@ -5,7 +5,7 @@ Pose pictures are drawn when a window asks for them, so a long clip never lies d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -81,15 +81,17 @@ def make_clip(
     driving: Iterable[NDArray[np.uint8]],
     reference_pose: PoseSequence | None = None,
     generator: torch.Generator | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Clip:
     """Encode a clip.
 
     picture: the reference, RGB [H, W, 3].  poses: aligned, on `canvas`.  keypoints: the driving poses before alignment
     (as released, the keypoint encoder sees those).  driving: RGB frames, one per pose; read once, never held.
+    on_progress: (done, total) pictures seen by the image encoder.
     """
     device, dtype = placing.device, placing.dtype
     components = placing.components
-    vectors = torch.cat(list(_vectors(placing, picture, driving, poses.frames)))
+    vectors = torch.cat(list(_vectors(placing, picture, driving, poses.frames, on_progress)))
     if len(vectors) <= poses.frames:
         raise InputError(
             f"the driving video has {len(vectors) - 1} frames, but there are {poses.frames} poses. Trim with --end"
@@ -107,13 +109,23 @@ def make_clip(
 
 
 def _vectors(
-    placing: Placing, picture: NDArray[np.uint8], driving: Iterable[NDArray[np.uint8]], frames: int
+    placing: Placing,
+    picture: NDArray[np.uint8],
+    driving: Iterable[NDArray[np.uint8]],
+    frames: int,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Tensor]:
     """CLIP vectors [n, D] of the reference and then of at most `frames` driving frames, a batch at a time."""
     encoder = placing.components.image_encoder
     like = placing.use("image_encoder")
     size = int(encoder.config.image_size)
     pictures = chain([picture], islice(driving, frames))
+    done = 0
+    if on_progress is not None:
+        on_progress(done, frames + 1)
     while batch := [clip_tensor(one, size) for one in islice(pictures, CLIP_BATCH)]:
         with torch.no_grad():
             yield encode_images(encoder, torch.stack(batch).to(like))
+        done += len(batch)
+        if on_progress is not None:
+            on_progress(done, frames + 1)

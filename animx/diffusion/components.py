@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from animx.diffusion.options import IMAGE_ENCODERS
 from animx.errors import UsageError, WeightsError
 from animx.model.checkpoint import compare, to_ours
 from animx.model.config import UNetConfig
@@ -90,9 +91,6 @@ def write_sizes(folder: Path, sizes: Sizes) -> None:
     (folder / SIZES).write_text(json.dumps(content, indent=2) + "\n")
 
 
-IMAGE_BACKENDS = ("transformers", "open_clip")
-
-
 def load_components(
     folder: Path, changes: Mapping[str, Any] | None = None, *, image_backend: str = "transformers", stored: bool = False
 ) -> Components:
@@ -101,8 +99,8 @@ def load_components(
     image_backend: library that runs the image encoder.  stored: keep the files' own precision (to convert them).
     Errors: `WeightsError` naming the file and what is missing, unexpected or of another shape or type.
     """
-    if image_backend not in IMAGE_BACKENDS:
-        raise UsageError(f"image backend '{image_backend}': use {' or '.join(IMAGE_BACKENDS)}")
+    if image_backend not in IMAGE_ENCODERS:
+        raise UsageError(f"image backend '{image_backend}': use {' or '.join(IMAGE_ENCODERS)}")
     load = _load_converted if is_converted(folder) else _load_released
     components = load(folder, changes or {}, stored)
     if image_backend == "open_clip":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,8 @@ class AnimateXEngine:
         for module in ("torch", "diffusers", "transformers"):
             if find_spec(module) is None:
                 raise MissingExtraError("the full model", "model")
+        if given.image_encoder == "open_clip" and find_spec("open_clip") is None:
+            raise MissingExtraError("--set animate-x.image_encoder=open_clip", "openclip")
         from animx.weights import find_model
 
         if options:
@@ -150,8 +153,8 @@ class AnimateXEngine:
             store = ChunkStore(job.folder, _job_plan(job, run, weights), resume=run.options.resume)
         run = _reduced(run, ranks.from_first_object(store.remembered() if store is not None else {}))
         try:
-            key = (weights, run.device, run.dtype, run.tier.offload)
-            pipeline = resident.once(key, lambda: _load(folder, run))
+            key = (weights, run.device, run.dtype, run.tier.offload, run.options.image_encoder)
+            pipeline = resident.once(key, lambda: _load(folder, run, partial(job.on_stage, "load")))
             clip = _clip(pipeline, job, run)
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(
@@ -213,17 +216,20 @@ def model_canvas(canvas: Canvas, *, fixed: bool = False) -> Canvas:
     return Canvas(*(max(64, int(side * factor) // 8 * 8) for side in canvas.size))
 
 
-def _load(folder: Path, run: _Run) -> AnimateXPipeline:
+def _load(folder: Path, run: _Run, on_progress: Progress) -> AnimateXPipeline:
     import torch
 
     from animx.diffusion.pipeline import AnimateXPipeline
 
-    pipeline = AnimateXPipeline.from_pretrained(folder)
+    on_progress(0, 1)
+    pipeline = AnimateXPipeline.from_pretrained(folder, image_encoder=run.options.image_encoder)
     dtype = getattr(torch, run.dtype)
     if run.tier.offload and run.device != "cpu":
         pipeline.to("cpu", dtype).enable_model_cpu_offload(run.device)
-        return pipeline
-    return pipeline.to(run.device, dtype)
+    else:
+        pipeline.to(run.device, dtype)
+    on_progress(1, 1)
+    return pipeline
 
 
 def _clip(pipeline: AnimateXPipeline, job: RenderJob, run: _Run) -> Clip:
@@ -241,6 +247,7 @@ def _clip(pipeline: AnimateXPipeline, job: RenderJob, run: _Run) -> Clip:
         keypoints=job.driving_poses,
         reference_pose=None if job.reference_pose is None else job.reference_pose.on(canvas, where),
         generator=torch.Generator().manual_seed(run.settings.seed),
+        on_progress=partial(job.on_stage, "encode"),
     )
 
 
@@ -319,6 +326,7 @@ def _job_plan(job: RenderJob, run: _Run, weights: str) -> dict[str, Any]:
         **asdict(run.settings),
         "weights": weights,
         "dtype": run.dtype,
+        "image_encoder": run.options.image_encoder,
         "device": run.device.partition(":")[0],
         "canvas": list(canvas.size),
         "frames": job.poses.frames,
@@ -332,7 +340,8 @@ def _record(run: _Run) -> dict[str, Any]:
     guidance = settings.pop("guidance")
     settings.pop("seed")
     named = {"guidance": guidance["scale"], "guidance_start": guidance["start"], "guidance_end": guidance["end"]}
-    return {**settings, **named, "model": Path(run.options.model).name, "dtype": run.dtype}
+    chosen = {"model": Path(run.options.model).name, "dtype": run.dtype, "image_encoder": run.options.image_encoder}
+    return {**settings, **named, **chosen}
 
 
 def _facts(job: RenderJob) -> dict[str, str]:

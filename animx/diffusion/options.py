@@ -15,6 +15,7 @@ from animx.errors import UsageError
 
 DEFAULT_MODEL = "animate-x"
 DTYPES = ("float32", "bfloat16", "float16")
+IMAGE_ENCODERS = ("transformers", "open_clip")
 UNRECORDED = frozenset({"device", "vram", "resume", "preview", "stream"})
 """Options that change no byte of the output by themselves, so that the recipe leaves them out."""
 
@@ -53,6 +54,8 @@ class EngineOptions:
     """float32, bfloat16 or float16; None = bfloat16 on CUDA, float32 on the CPU."""
     vram: float | None = None
     """Memory of the device to stay within [GB]; None = what is free."""
+    image_encoder: str = "transformers"
+    """Library that runs the image encoder: transformers, or open_clip (extra `openclip`)."""
     decode_batch: int | None = None
     """Frames decoded at once."""
     stream: bool | None = None
@@ -80,6 +83,8 @@ class EngineOptions:
             raise UsageError(f"--overlap {self.overlap} leaves no new frames in a window of {self.window}")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UsageError(f"--dtype {self.dtype}: use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+        if self.image_encoder not in IMAGE_ENCODERS:
+            raise UsageError(f"{shown('image_encoder')} {self.image_encoder}: use {' or '.join(IMAGE_ENCODERS)}")
         if self.vram is not None and self.vram <= 0:
             raise UsageError(f"--vram {self.vram:g}: use the memory in GB, such as 24")
         if not 0 <= self.guidance_start < self.guidance_end <= 1:

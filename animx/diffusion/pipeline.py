@@ -55,9 +55,14 @@ class AnimateXPipeline:
         self.placing = Placing(components)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **changes: Any) -> AnimateXPipeline:
-        """Load a model by path or name, strictly.  `changes` are fields of `UNetConfig` (conditions, alpha, ...)."""
-        return cls(load_components(find_model(str(name)), changes))
+    def from_pretrained(
+        cls, name: str | Path, *, image_encoder: str = "transformers", **changes: Any
+    ) -> AnimateXPipeline:
+        """Load a model by path or name, strictly.  `changes` are fields of `UNetConfig` (conditions, alpha, ...).
+
+        image_encoder: library that runs the image encoder, transformers or open_clip (extra `openclip`).
+        """
+        return cls(load_components(find_model(str(name)), changes, image_backend=image_encoder))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the converted form (safetensors, config, hashes) into a new or empty folder."""
@@ -93,17 +98,27 @@ class AnimateXPipeline:
         keypoints: PoseSequence | None = None,
         reference_pose: PoseSequence | None = None,
         generator: torch.Generator | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> Clip:
         """Encode all that does not depend on how the clip is sampled; the driving frames are read once.
 
         picture: reference, RGB [H, W, 3].  poses: aligned, on a canvas of sides that are multiples of 8.  keypoints:
         the driving poses before alignment (default: `poses`).  generator: for the reference latent of `paper` models.
+        on_progress: (done, total) pictures seen by the image encoder.
         """
         canvas = poses.canvas
         if canvas.width % 8 or canvas.height % 8:
             raise UsageError(f"--size {canvas}: the full model needs sides that are multiples of 8")
         return make_clip(
-            self.placing, canvas, picture, poses, keypoints or poses, driving_frames, reference_pose, generator
+            self.placing,
+            canvas,
+            picture,
+            poses,
+            keypoints or poses,
+            driving_frames,
+            reference_pose,
+            generator,
+            on_progress,
         )
 
     def frames(
