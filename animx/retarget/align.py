@@ -73,6 +73,13 @@ _HAND = np.array([1 if j in LEFT_HAND else 2 if j in RIGHT_HAND else 0 for j in 
 """Which hand a bone belongs to.  Without a root (wrist or hand root) a whole hand hangs on the elbow and is not scaled
 by its own ratio alone, so its bones are not measured then."""
 _UNIT = UNIT_OF[_CHILD]
+BONE_TABLE: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], Bools] = (
+    _CHILD,
+    np.array([PARENT[j] for j in _CHILD], np.intp),
+    _HAND.astype(np.intp),
+    np.array([PARENT[j] == MID_HIP and j != NECK for j in _CHILD]),
+)
+"""The measured bones [M]: child, parent (`MID_HIP` among them), hand (1 left, 2 right), and the hips' own bones."""
 _UPRIGHT = np.zeros(_BONES)  # the bones that make up a standing figure's height
 for _name, _weight in (("torso", 1), ("neck", 1)):
     _UPRIGHT[UNIT_INDEX[_name]] = _weight
@@ -121,14 +128,18 @@ def measure(
         if start == 0:
             _from_root(dx, dy, seen, x, y, shown, mid, state)
         lengths[part] = _medians(np.sqrt(dx * dx + dy * dy), seen)
+    return Measure(lengths, *standing(points[:, :18].astype(np.float64), visible, mid, state != HIP_UNKNOWN))
+
+
+def standing(points: Array, visible: Bools, mid: Array, known: Bools) -> tuple[dict[str, Array], float | None]:
+    """Where a person stands, the `places` and `floor` of `Measure`: points [T, >= 18, D], root `mid` where `known`."""
     places = {}
-    known = state != HIP_UNKNOWN
     if known.any():
-        places["mid_hip"] = median(mid[known])
+        places["mid_hip"] = median(mid[known, :2])
     for name, joint in (("neck", NECK), ("nose", NOSE)):
-        if shown[joint].any():
-            places[name] = median(points[shown[joint], joint, :2].astype(np.float64))
-    return Measure(lengths, places, _floor(*lowest(points[:, _ANKLES, 1], visible[:, _ANKLES])))
+        if visible[:, joint].any():
+            places[name] = median(points[visible[:, joint], joint, :2])
+    return places, _floor(*lowest(points[:, _ANKLES, 1], visible[:, _ANKLES]))
 
 
 def _from_root(
@@ -197,6 +208,40 @@ def ratios(driver: Measure, reference: Measure, factors: Array, fallback: float)
     return result, whole
 
 
+def alignment_shift(
+    points: Array,
+    placed: Array,
+    visible: Bools,
+    times: Array,
+    mid: Array,
+    known: Bools,
+    driver: Measure,
+    reference: Measure,
+    whole: float,
+) -> Array:
+    """The shift [T, 2] that puts `placed` [T, >= 18, D], which was `points` before, on the reference's place.
+
+    `mid` [T, D] and `known` [T] are the driver's root; `whole` is the ratio of the figure as a whole.
+    """
+    # feet first: whatever the legs' own ratio, the lower ankle goes the driver's way up and down, times the whole ratio
+    low, seen = lowest(points[:, _ANKLES, 1], visible[:, _ANKLES])
+    now, _ = lowest(placed[:, _ANKLES, 1], visible[:, _ANKLES])
+    shift = np.zeros((len(points), 2))
+    shift[:, 1] = over_gaps(whole * low - now, seen, times)
+    # then the clip as a whole: onto the reference's place
+    name = next((name for name in reference.places if name in driver.places), None)
+    if name is not None:
+        tracks = {"mid_hip": (whole * mid[:, :2], known)}
+        for joint_name, joint in (("neck", NECK), ("nose", NOSE)):
+            tracks[joint_name] = (placed[:, joint, :2], visible[:, joint])
+        track, usable = tracks[name]
+        shift += reference.places[name] - median((track + shift)[usable])
+    floor = _floor(now + shift[:, 1], seen)
+    if floor is not None and reference.floor is not None:
+        shift[:, 1] += reference.floor - floor
+    return shift
+
+
 def align_points(
     points: NDArray[np.floating[Any]],
     visible: Bools,
@@ -223,22 +268,9 @@ def align_points(
     single = len(chunks) == 1
     placed = moved(chunks[0], points.shape[1]) if single else np.concatenate([moved(rows, 18) for rows in chunks])
 
-    # feet first: whatever the legs' own ratio, the lower ankle goes the driver's way up and down, times the whole ratio
-    low, seen = lowest(points[:, _ANKLES, 1].astype(np.float64), visible[:, _ANKLES])
-    now, _ = lowest(placed[:, _ANKLES, 1], visible[:, _ANKLES])
-    shift = np.zeros((len(points), 2))
-    shift[:, 1] = over_gaps(whole * low - now, seen, times)
-    # then the clip as a whole: onto the reference's place
-    name = next((name for name in reference.places if name in driver.places), None)
-    if name is not None:
-        tracks = {"mid_hip": (whole * mid[:, :2], known)}
-        for joint_name, joint in (("neck", NECK), ("nose", NOSE)):
-            tracks[joint_name] = (placed[:, joint, :2], visible[:, joint])
-        track, usable = tracks[name]
-        shift += reference.places[name] - median((track + shift)[usable])
-    floor = _floor(now + shift[:, 1], seen)
-    if floor is not None and reference.floor is not None:
-        shift[:, 1] += reference.floor - floor
+    shift = alignment_shift(
+        points[:, :18].astype(np.float64), placed[:, :18], visible, times, mid, known, driver, reference, whole
+    )
     if single:
         placed[..., :2] += shift[:, None]
         out[...] = placed

@@ -101,11 +101,11 @@ def rescale_points(
 
     if len(chunks) == 1:
         part, move = moved(chunks[0], points.shape[1])
-        move[..., :2] += _keep_shift(part, move, visible, times, before, keep)[:, None]
+        move[..., :2] += keep_shift(part, move, visible, times, before, keep)[:, None]
         out[...] = part + move
         return
     lower = [moved(rows, FEET.stop) for rows in chunks]
-    shift = _keep_shift(
+    shift = keep_shift(
         np.concatenate([part for part, _ in lower]),
         np.concatenate([move for _, move in lower]),
         visible,
@@ -119,7 +119,7 @@ def rescale_points(
         out[rows] = part + move
 
 
-def _keep_shift(points: Array, move: Array, visible: Bools, times: Array, before: Array, keep: Keep) -> Array:
+def keep_shift(points: Array, move: Array, visible: Bools, times: Array, before: Array, keep: Keep) -> Array:
     """The shift [T, 2] that puts back what `keep` names, after `points` [T, K, D] have moved by `move`."""
     shift = np.zeros((len(points), 2))
     if keep == "ground":

@@ -10,6 +10,7 @@ gets the geometric mean of their factors weighted with the template's lengths, s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -62,17 +63,25 @@ def _template_length(joint: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """How the joints hang together under one pattern of visible inner joints."""
 
     anchor: NDArray[np.intp]  # [K] the node each joint hangs on, itself for one that hangs on nothing
     roots: NDArray[np.intp]
     levels: tuple[tuple[NDArray[np.intp], NDArray[np.intp]], ...]  # (joints, their anchors), outwards
     compound: tuple[tuple[int, NDArray[np.intp], Array], ...]  # (joint, units on its way, their weights)
+    order: NDArray[np.intp]  # [K] all joints, each behind the one it hangs on
+
+    def stretches(self, factors: Array) -> Array:
+        """[K] How many times as long the bone that ends at each joint becomes, by the factors [U] of its units."""
+        stretch: Array = factors[UNIT_OF[: len(self.anchor)]]
+        for joint, units, weights in self.compound:
+            stretch[joint] = np.exp(weights @ np.log(factors[units]))
+        return stretch
 
 
 @lru_cache(maxsize=4096)
-def _plan(pattern: int, joints: int) -> _Plan:
+def _plan(pattern: int, joints: int) -> Plan:
     visible = {node for bit, node in enumerate(_INTERNAL) if pattern >> bit & 1}
     anchor, depth = list(range(joints)), [0] * joints
     compound = []
@@ -101,7 +110,8 @@ def _plan(pattern: int, joints: int) -> _Plan:
         members = np.array([j for j in range(joints) if depth[j] == level], np.intp)
         levels.append((members, np.array([anchor[j] for j in members], np.intp)))
     roots = np.array([j for j in range(joints) if depth[j] == 0], np.intp)
-    return _Plan(np.array(anchor, np.intp), roots, tuple(levels), tuple(compound))
+    order = np.concatenate([roots, *(members for members, _ in levels)])
+    return Plan(np.array(anchor, np.intp), roots, tuple(levels), tuple(compound), order)
 
 
 @lru_cache
@@ -147,26 +157,35 @@ def scale(points: Array, visible: Bools, mid: Array, known: Bools, factors: Arra
     their coordinates.  A factor of 1 (and `root` 1) moves nothing by not even a rounding error.
     """
     frames, joints, dims = points.shape
-    inner, bits = _inner(joints)
-    keys = visible[:, inner] @ bits + known * int(_BITS[-1])
     nodes = np.empty((JOINTS + 1, frames, dims))  # node-major: a gather of nodes is a copy of rows
     nodes[:joints] = points.transpose(1, 0, 2)
     nodes[MID_HIP] = mid
-    if (keys == keys[0]).all():
-        moved = _scale(nodes, _plan(int(keys[0]), joints), factors, root)
-    else:
-        moved = np.empty((joints, frames, dims))
-        for key in np.unique(keys):
-            pick = np.flatnonzero(keys == key)
-            moved[:, pick] = _scale(nodes[:, pick], _plan(int(key), joints), factors, root)
+    moved = np.empty((joints, frames, dims))
+    for pick, plan in patterns(visible, known, joints):
+        if pick is None:
+            moved = _scale(nodes, plan, factors, root)
+        else:
+            moved[:, pick] = _scale(nodes[:, pick], plan, factors, root)
     return moved.transpose(1, 0, 2)
 
 
-def _scale(nodes: Array, plan: _Plan, factors: Array, root: float) -> Array:
+def patterns(visible: Bools, known: Bools, joints: int) -> Iterator[tuple[NDArray[np.intp] | None, Plan]]:
+    """The frames (None: all of them) that share a pattern of visible inner joints, with its plan.
+
+    visible [N, >= joints]; `known` [N] says where the middle of the hips is.
+    """
+    inner, bits = _inner(joints)
+    keys = visible[:, inner] @ bits + known * int(_BITS[-1])
+    if (keys == keys[0]).all():
+        yield None, _plan(int(keys[0]), joints)
+        return
+    for key in np.unique(keys):
+        yield np.flatnonzero(keys == key), _plan(int(key), joints)
+
+
+def _scale(nodes: Array, plan: Plan, factors: Array, root: float) -> Array:
     joints = len(plan.anchor)
-    stretch = factors[UNIT_OF[:joints]] - 1
-    for joint, units, weights in plan.compound:
-        stretch[joint] = np.exp(weights @ np.log(factors[units])) - 1
+    stretch = plan.stretches(factors) - 1
     moved = np.zeros_like(nodes)
     moved[:joints] = nodes[:joints]
     moved[:joints] -= nodes[plan.anchor]
