@@ -35,14 +35,16 @@ class Attention(nn.Module):
         return rearrange(self.to_k(context), split, h=self.heads), rearrange(self.to_v(context), split, h=self.heads)
 
     def forward(self, x: Tensor, key_value: KeyValue | None = None) -> Tensor:
-        """Attend from x [B, N, D] to `key_value`, or to itself.  A context of batch 1 serves every row."""
+        """Attend from x [B, N, D] to `key_value`, or to itself.
+
+        A context of fewer rows serves B / rows neighbours each: their queries are lined up as one row, so that keys
+        and values are neither copied nor read again per slot.
+        """
         k, v = self.key_value(x) if key_value is None else key_value
-        q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.heads)
-        if k.shape[0] != q.shape[0]:
-            repeat = q.shape[0] // k.shape[0]
-            k, v = k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0)
+        sharing = x.shape[0] // k.shape[0]
+        q = rearrange(self.to_q(x), "(b s) n (h d) -> b h (s n) d", s=sharing, h=self.heads)
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        return self.to_out(rearrange(out, "b h (s n) d -> (b s) n (h d)", s=sharing))
 
 
 class FeedForward(nn.Module):

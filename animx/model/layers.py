@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -17,6 +18,24 @@ def sinusoid(t: Tensor, width: int) -> Tensor:
     frequency = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angle = t[:, None].float() * frequency  # [B, half]
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+@dataclass(frozen=True)
+class Times:
+    """What the residual blocks add at each step of one schedule, computed for all steps at once."""
+
+    shifts: Tensor  # [steps, sum of widths]
+    position: Tensor  # [1000], row of each timestep, -1 where the schedule has none
+    widths: tuple[int, ...]
+    """Channels of each residual block, in running order."""
+
+    def at(self, t: Tensor) -> tuple[Tensor, ...]:
+        """The blocks' shifts [B, C'] at timesteps t [B]; no value of t is looked at on the host.
+
+        A timestep that is not in the schedule is an `IndexError`.
+        """
+        rows = self.shifts.index_select(0, self.position.index_select(0, t))
+        return rows.split(self.widths, dim=1)
 
 
 class TimeEmbedding(nn.Sequential):
@@ -52,13 +71,16 @@ class TemporalConv(nn.Module):
 
     def forward(self, x: Tensor, slots: int) -> Tensor:
         """x [B*T, C, h, w] -> same shape."""
-        y = rearrange(x, "(b t) c h w -> b c t h w", t=slots)
+        h, w = x.shape[-2:]
+        y = rearrange(x, "(b t) c h w -> b c t (h w)", t=slots)
         for i in (1, 2, 3, 4):
             y = F.silu(getattr(self, f"norm{i}")(y))
             if i > 1:
                 y = F.dropout(y, self.dropout, self.training)
-            y = getattr(self, f"conv{i}")(y)
-        return x + rearrange(y, "b c t h w -> (b t) c h w")
+            conv = getattr(self, f"conv{i}")
+            # Pixels on one axis make the 3-D convolution a 2-D one over (slots, pixels): the same sums, no copy.
+            y = F.conv2d(y, conv.weight[..., 0], conv.bias, padding=(1, 0))
+        return x + rearrange(y, "b c t (h w) -> (b t) c h w", h=h, w=w)
 
 
 class ResBlock(nn.Module):
@@ -88,10 +110,10 @@ class ResBlock(nn.Module):
         self.skip: nn.Module = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
         self.temporal = TemporalConv(out, dropout)
 
-    def forward(self, x: Tensor, time: Tensor, slots: int) -> Tensor:
-        """x [B*T, C, h, w], time embedding [B, D] -> [B*T, C', h, w]."""
+    def forward(self, x: Tensor, shift: Tensor, slots: int) -> Tensor:
+        """x [B*T, C, h, w], shift [B, C'] = `time(silu(time embedding))` -> [B*T, C', h, w]."""
         y = self.conv1(F.silu(self.norm1(x)))
-        y = y + self.time(F.silu(time)).repeat_interleave(slots, 0)[:, :, None, None]
+        y = y + shift.repeat_interleave(slots, 0)[:, :, None, None]
         y = self.conv2(F.dropout(F.silu(self.norm2(y)), self.dropout, self.training))
         return self.temporal(self.skip(x) + y, slots)
 

@@ -6,7 +6,7 @@ velocity = unet(x, t, conditions)                             # every step; x [B
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -21,8 +21,9 @@ from animx.model.attention import MotionCross, MotionTransformer, SpatialTransfo
 from animx.model.condition_encoders import FrameTransformer, LatentEncoder, PictureEncoder
 from animx.model.conditions import Conditions, Inputs
 from animx.model.config import UNetConfig
-from animx.model.layers import Downsample, ResBlock, TimeEmbedding, Upsample, sinusoid
+from animx.model.layers import Downsample, ResBlock, TimeEmbedding, Times, Upsample, sinusoid
 from animx.model.pose_indicator import KeypointEncoder, Resampler
+from animx.model.schedule import TRAIN_STEPS
 from animx.model.temporal import Temporal
 
 
@@ -140,10 +141,15 @@ class AnimateXUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def spatial_transformers(self) -> Iterator[SpatialTransformer]:
         """All spatial transformers in running order, the order of `Conditions.context` and `.motion`."""
+        return (part for part in self._parts() if isinstance(part, SpatialTransformer))
+
+    def residual_blocks(self) -> Iterator[ResBlock]:
+        """All residual blocks in running order."""
+        return (part for part in self._parts() if isinstance(part, ResBlock))
+
+    def _parts(self) -> Iterator[nn.Module]:
         for module in (*self.down, self.middle, *self.up):
-            for part in module.children() if isinstance(module, Block) else ():
-                if isinstance(part, SpatialTransformer):
-                    yield part
+            yield from module.children() if isinstance(module, Block) else [module]
 
     def motion_tokens(self, inputs: Inputs, batch: int, slots: int) -> Tensor:
         """Motion tokens [B, T, 4, D].  Absent keypoints or CLIP vectors count as zeros (the unconditional branch)."""
@@ -188,10 +194,27 @@ class AnimateXUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             ),
         )
 
-    def forward(self, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """Noisy latents x [B, 4, F, h, w] at timesteps t [B] -> velocity of the same shape."""
+    def shifts(self, t: Tensor) -> tuple[Tensor, ...]:
+        """What each residual block adds [B, C'] at timesteps t [B], in running order."""
+        time = self.time_embedding(sinusoid(t, self.shape.width).to(self.out_conv.weight.dtype))
+        active = F.silu(time)
+        return tuple(block.time(active) for block in self.residual_blocks())
+
+    def times(self, timesteps: Sequence[int]) -> Times:
+        """The shifts of all steps of a schedule at once, to be handed to `forward` with every step."""
+        device = self.out_conv.weight.device
+        rows = self.shifts(torch.tensor(timesteps, device=device))
+        position = torch.full((TRAIN_STEPS,), -1)
+        position[list(timesteps)] = torch.arange(len(timesteps))
+        return Times(torch.cat(rows, dim=1), position.to(device), tuple(row.shape[1] for row in rows))
+
+    def forward(self, x: Tensor, t: Tensor, conditions: Conditions, times: Times | None = None) -> Tensor:
+        """Noisy latents x [B, 4, F, h, w] at timesteps t [B] -> velocity of the same shape.
+
+        `times`: the prepared shifts of the schedule that t is of; without it they are computed.
+        """
         slots = x.shape[2] + 1
-        time = self.time_embedding(sinusoid(t, self.shape.width).to(x.dtype))
+        shifts = iter(self.shifts(t) if times is None else times.at(t))
         grid = torch.cat([conditions.reference, torch.cat([x, conditions.dense], dim=1)], dim=2)
         y = rearrange(grid, "b c t h w -> (b t) c h w")
         keys = iter(zip(conditions.context, conditions.motion, strict=True))
@@ -199,7 +222,7 @@ class AnimateXUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         def run(module: nn.Module, y: Tensor, size: tuple[int, int] | None = None) -> Tensor:
             for part in module if isinstance(module, Block) else [module]:
                 if isinstance(part, ResBlock):
-                    y = part(y, time, slots)
+                    y = part(y, next(shifts), slots)
                 elif isinstance(part, SpatialTransformer):
                     y = part(y, *next(keys))
                 elif isinstance(part, Temporal):
