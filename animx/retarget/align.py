@@ -80,6 +80,12 @@ BONE_TABLE: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], Bools] =
     np.array([PARENT[j] == MID_HIP and j != NECK for j in _CHILD]),
 )
 """The measured bones [M]: child, parent (`MID_HIP` among them), hand (1 left, 2 right), and the hips' own bones."""
+_SWAP = {"left": "right", "right": "left"}
+_OTHER = {
+    u: UNIT_INDEX["_".join(_SWAP.get(word, word) for word in UNITS[u].name.split("_"))]
+    for u in range(_BONES, len(UNITS))
+}
+"""Face, hands and feet, each with the same part of the other side (the face with itself)."""
 _UPRIGHT = np.zeros(_BONES)  # the bones that make up a standing figure's height
 for _name, _weight in (("torso", 1), ("neck", 1)):
     _UPRIGHT[UNIT_INDEX[_name]] = _weight
@@ -198,13 +204,12 @@ def ratios(driver: Measure, reference: Measure, factors: Array, fallback: float)
     result = np.full(len(UNITS), whole)
     result[:_BONES][body] = target[body] / own[body]
     sums = [np.bincount(_UNIT, lengths * shared, len(UNITS)) for lengths in (reference.lengths, natural)]
-    extents = {UNITS[u].name: float(sums[0][u] / sums[1][u]) if sums[1][u] else 0.0 for u in range(_BONES, len(UNITS))}
-    for name, measured in extents.items():
+    extents = {u: float(sums[0][u] / sums[1][u]) if sums[1][u] else 0.0 for u in _OTHER}
+    for u, measured in extents.items():
         # a hand that is seen in one picture only is as large as the other hand
-        other = name.replace("left", "right") if name.startswith("left") else name.replace("right", "left")
-        size = measured or extents[other]
+        size = measured or extents[_OTHER[u]]
         if whole / LARGEST_RATIO <= size <= whole * LARGEST_RATIO:
-            result[UNIT_INDEX[name]] = size
+            result[u] = size
     return result, whole
 
 

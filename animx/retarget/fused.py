@@ -83,10 +83,12 @@ def align_and_rescale(
     out, lower = np.empty((joints, frames, 2)), np.empty((LOWER, frames, 2))
     for rows, plan in plans:
         first, second = plan.stretches(stretch), plan.stretches(factors)
-        _walk(placed, plan.anchor, plan.order, LOWER, np.ones(joints), second, rows, 1.0, still, root, lower)
+        if keep != "none":
+            _walk(placed, plan.anchor, plan.order, LOWER, np.ones(joints), second, rows, 1.0, still, root, lower)
         _walk(nodes, plan.anchor, plan.order, joints, first, second, rows, whole, shift, root, out)
-    move = (lower - placed[:LOWER]).transpose(1, 0, 2)
-    out += keep_shift(after, move, visible, times, before, keep)
+    if keep != "none":
+        move = (lower - placed[:LOWER]).transpose(1, 0, 2)
+        out += keep_shift(after, move, visible, times, before, keep)
     return out.transpose(1, 0, 2)
 
 

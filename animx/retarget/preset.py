@@ -7,6 +7,7 @@ One grammar, two users: retargeting takes a preset with fixed numbers (`Preset.f
 
 from __future__ import annotations
 
+import copy
 import importlib.resources
 import importlib.util
 import logging
@@ -80,7 +81,9 @@ class Preset:
         for group in sorted(self.rescale):
             factor = self.rescale[group]
             drawn[group] = float(rng.uniform(*factor)) if isinstance(factor, tuple) else factor
-        return replace(self, rescale=MappingProxyType({group: drawn[group] for group in self.rescale}))
+        sampled = copy.copy(self)  # a number within a range that was checked needs no second check
+        object.__setattr__(sampled, "rescale", MappingProxyType({group: drawn[group] for group in self.rescale}))
+        return sampled
 
 
 def _check(group: str, factor: Factor) -> None:

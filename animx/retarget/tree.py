@@ -209,6 +209,9 @@ def median(values: Array) -> Array:
 
 def lowest(y: Array, visible: Bools) -> tuple[Array, Bools]:
     """The largest y of some joints [N, J] in each frame [N], and where any of them is visible [N]."""
+    if visible.all():
+        reached: Array = y.max(axis=1)
+        return reached, np.ones(len(y), bool)
     seen = visible.any(axis=1)
     found: Array = np.where(visible, y, -np.inf).max(axis=1)
     return np.where(seen, found, 0.0), seen
