@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 SOURCES := pyproject.toml setup.cfg constraints.txt
+# Test files run side by side, one thread each; `make test WORKERS=0` runs them one by one in one process.
+WORKERS ?= 2
 DEMO_CHARACTER ?= examples/characters/bottle.png
 DEMO_VIDEO ?= out/demo.mp4
 
@@ -67,8 +69,8 @@ lint: $(VENV)/.dev
 	@$(BIN)/mypy
 
 test: lint
-	@echo "== pytest"
-	@$(BIN)/python -m pytest
+	@echo "== pytest, $(WORKERS) files at a time"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 format: $(VENV)/.dev
 	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format .
