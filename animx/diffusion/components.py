@@ -111,15 +111,17 @@ def load_components(
 def _load_released(folder: Path, changes: Mapping[str, Any], stored: bool) -> Components:
     sizes = read_sizes(folder)
     paths = {part: released_file(folder, part) for part in ("unet", "vae", "clip")}
-    unet = load_unet(paths["unet"], _changed(sizes.unet, changes), stored)
-    state = read_state(paths["vae"])
+    # A file that cannot be read is told before the seconds that building the largest network takes.
+    states = {part: read_state(path) for part, path in paths.items()}
+    unet = _unet_of(states.pop("unet"), paths["unet"], _changed(sizes.unet, changes), stored)
+    state = states.pop("vae")
     inner = {k.removeprefix(VAE_PREFIX): v for k, v in state.items() if k.startswith(VAE_PREFIX)}
     with torch.device("meta"):
         vae = build_vae(**sizes.vae)
         vision = build_vision(**sizes.vision)
         text = build_text(**sizes.text)
     _assign(vae, vae_state(vae, inner or state), paths["vae"], stored)
-    clip = read_state(paths["clip"])
+    clip = states.pop("clip")
     _assign(vision, vision_state(vision, clip), paths["clip"], stored)
     _assign(text, text_state(text, clip), paths["clip"])
     with torch.no_grad():
@@ -132,7 +134,10 @@ def load_unet(path: Path, config: UNetConfig, stored: bool = False) -> AnimateXU
 
     The position table is the one entry that may have another length (longer training clips): it is recomputed.
     """
-    state = read_state(path)
+    return _unet_of(read_state(path), path, config, stored)
+
+
+def _unet_of(state: Mapping[str, Tensor], path: Path, config: UNetConfig, stored: bool) -> AnimateXUNet:
     with torch.device("meta"):
         unet = AnimateXUNet.build(config)
     table = "pose_embedding_before.pos_embed.pos_table"
