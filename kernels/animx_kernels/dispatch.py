@@ -29,7 +29,9 @@ log = logging.getLogger("animx.kernels")
 Mode = Literal["auto", "reference", "interpret"]
 MODES = ("auto", "reference", "interpret")
 
-MODULES = ("geglu", "group_norm_silu", "add_layer_norm", "temporal_conv")
+MODULES = (
+    "geglu", "group_norm_silu", "add_layer_norm", "temporal_conv", "motion_attention", "temporal_attention",
+)  # fmt: skip
 """The files of the operators; importing one registers what it defines in `OPS`."""
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -81,6 +83,8 @@ class Build(NamedTuple):
     constexprs: dict[str, Any]
     num_warps: int
     num_stages: int
+    multiples: tuple[str, ...] = ()
+    """Arguments known to be multiples of 16 (pointers: aligned to 16 bytes), as the launcher would find."""
 
 
 @dataclass(frozen=True)
