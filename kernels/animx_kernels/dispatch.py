@@ -31,6 +31,7 @@ MODES = ("auto", "reference", "interpret")
 
 MODULES = (
     "geglu", "group_norm_silu", "add_layer_norm", "temporal_conv", "motion_attention", "temporal_attention",
+    "guided_step",
 )  # fmt: skip
 """The files of the operators; importing one registers what it defines in `OPS`."""
 
