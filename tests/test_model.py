@@ -21,12 +21,7 @@ from animx.model.config import UNetConfig, variant  # noqa: E402
 from animx.model.pose_indicator import KeypointEncoder, Resampler  # noqa: E402
 from animx.model.temporal import Mamba, selective_scan  # noqa: E402
 from animx.model.unet import AnimateXUNet  # noqa: E402
-
-TINY = UNetConfig(
-    width=32, multipliers=(1, 2, 2, 2), head_dim=16, stem_heads=4, context_dim=64,
-    keypoint_heads=8, keypoint_ff=96, resampler_heads=4, resampler_head_dim=16,
-)  # fmt: skip
-LATENT = (16, 8)
+from tests.small_unet import LATENT, TINY, random_inputs, randomised  # noqa: E402
 
 
 class Fixture:
@@ -66,32 +61,6 @@ def fixture_inputs(fixture: Fixture) -> Inputs:
         randomref=fixture["in/randomref"],
         keypoints=fixture["in/pose"],
         clip=fixture["in/clip"].transpose(0, 1),
-    )
-
-
-def randomised(unet: AnimateXUNet, seed: int = 0) -> AnimateXUNet:
-    """Every parameter random, so that zero-initialised branches count."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in unet.parameters():
-            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
-            p.copy_(noise * (p[0].numel() ** -0.5 if p.ndim > 1 else 0.1) + (p.ndim == 1) * 0.5)
-    return unet.eval()
-
-
-def random_inputs(frames: int, dtype: Any, seed: int = 1) -> Inputs:
-    g = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Any:
-        return torch.rand(*shape, generator=g, dtype=torch.float64).to(dtype)
-
-    return Inputs(
-        image=draw(1, 1, 64),
-        local_image=draw(1, 3, 1, 40, 24),
-        dwpose=draw(1, 3, frames + 1, 40, 24),
-        randomref=draw(1, 4, 1, *LATENT),
-        keypoints=draw(1, frames + 1, 2, 18),
-        clip=draw(1, frames + 1, 64),
     )
 
 

@@ -172,7 +172,9 @@ class _Work:
         s, clip, unet, hooks = self.settings, self.clip, self.placing.components.unet, self.hooks
         like = self.placing.use("unet")
         windows = cut_windows(segment.frames, s.window, s.overlap)
+        stepper = self.stepper(number)
         with torch.no_grad():
+            times = unet.times(stepper.timesteps)
             rows: dict[Row, Conditions] = {}
             empty: dict[int, Conditions] = {}
             for n, (a, b) in enumerate(windows):
@@ -191,7 +193,7 @@ class _Work:
 
         def velocity(x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
             # Latents stay float32 between steps, as released; only the network runs in its own precision.
-            out: Tensor = unet(x.to(like.dtype), t, conditions).float()
+            out: Tensor = unet(x.to(like.dtype), t, conditions, times).float()
             return out
 
         def on_step(index: int, t: int, latents: Tensor) -> Tensor | None:
@@ -208,7 +210,7 @@ class _Work:
 
         with torch.no_grad():
             out = denoise(
-                self.stepper(number),
+                stepper,
                 self.noise(number, segment.frames).to(like.device),
                 windows,
                 blend_weights(segment.frames, windows),

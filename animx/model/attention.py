@@ -5,14 +5,42 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from animx_kernels.motion_attention import fold_motion, motion_attention
+
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values, each [B, heads, N, head_dim]."""
+
+
+class MotionFold(NamedTuple):
+    """A pre-LN attention to few fixed tokens with norm, projections, keys and values multiplied out (inference only).
+
+    m tokens, h heads: `animx_kernels.motion_attention` has the formula.
+    """
+
+    a: Tensor  # [B*T, C, h*m]
+    a_bias: Tensor  # [B*T, h*m]
+    b: Tensor  # [B*T, h*m, C]
+    b_bias: Tensor  # [C]
+
+    @classmethod
+    def of(cls, norm: nn.LayerNorm, attention: Attention, key_value: KeyValue) -> MotionFold:
+        """Fold what does not change over a render; exact but for the order of the products."""
+        return cls(
+            *fold_motion(
+                norm.weight,
+                norm.bias,
+                attention.to_q.weight,
+                attention.to_out.weight,
+                attention.to_out.bias,
+                *key_value,
+            )
+        )
 
 
 class Attention(nn.Module):
@@ -77,10 +105,13 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.norm3 = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, key_value: KeyValue | None = None) -> Tensor:
-        """x [B, N, D]; without `key_value` both attentions attend to x."""
+    def forward(self, x: Tensor, context: KeyValue | MotionFold | None = None) -> Tensor:
+        """x [B, N, D]; without `context` both attentions attend to x."""
         x = x + self.self_attention(self.norm1(x))
-        x = x + self.cross_attention(self.norm2(x), key_value)
+        if isinstance(context, MotionFold):
+            x = motion_attention(x, *context, self.cross_attention.heads, self.norm2.eps)
+        else:
+            x = x + self.cross_attention(self.norm2(x), context)
         return x + self.feed_forward(self.norm3(x))
 
 
@@ -112,11 +143,16 @@ class MotionTransformer(nn.Module):
         """The attention that reads the motion tokens."""
         return self.block.cross_attention
 
-    def forward(self, x: Tensor, key_value: KeyValue) -> Tensor:
-        """x [B*T, C, h, w], motion keys and values [B*T, heads, 4, d] -> branch [B*T, C, h, w]."""
+    @property
+    def attention_norm(self) -> nn.LayerNorm:
+        """The norm before that attention."""
+        return self.block.norm2
+
+    def forward(self, x: Tensor, tokens: KeyValue | MotionFold) -> Tensor:
+        """x [B*T, C, h, w], motion keys and values [B*T, heads, 4, d] or their fold -> branch [B*T, C, h, w]."""
         h, w = x.shape[-2:]
         y = rearrange(self.norm(x), "b c h w -> b (h w) c")  # [B*T, N, C]
-        y = self.proj_out(self.block(self.proj_in(y), key_value))
+        y = self.proj_out(self.block(self.proj_in(y), tokens))
         return rearrange(y, "b (h w) c -> b c h w", h=h, w=w)
 
 
@@ -130,10 +166,19 @@ class MotionCross(nn.Module):
         nn.init.zeros_(self.attention.to_out.weight)
         nn.init.zeros_(self.attention.to_out.bias)
 
-    def forward(self, x: Tensor, key_value: KeyValue) -> Tensor:
-        """x [B*T, C, h, w], motion keys and values [B*T, heads, 4, d] -> branch [B*T, C, h, w]."""
+    @property
+    def attention_norm(self) -> nn.LayerNorm:
+        """The norm before the attention."""
+        return self.norm
+
+    def forward(self, x: Tensor, tokens: KeyValue | MotionFold) -> Tensor:
+        """x [B*T, C, h, w], motion keys and values [B*T, heads, 4, d] or their fold -> branch [B*T, C, h, w]."""
         h, w = x.shape[-2:]
-        y = self.attention(self.norm(rearrange(x, "b c h w -> b (h w) c")), key_value)
+        y = rearrange(x, "b c h w -> b (h w) c")
+        if isinstance(tokens, MotionFold):
+            y = motion_attention(y, *tokens, self.attention.heads, self.norm.eps, 1.0, False)
+        else:
+            y = self.attention(self.norm(y), tokens)
         return rearrange(y, "b (h w) c -> b c h w", h=h, w=w)
 
 
@@ -167,7 +212,14 @@ class SpatialTransformer(nn.Module):
         nn.init.zeros_(self.proj_out.bias)
         self.motion = motion
 
-    def forward(self, x: Tensor, context: KeyValue, motion: KeyValue | None) -> Tensor:
+    def motion_constants(self, tokens: Tensor | None, fold: bool) -> KeyValue | MotionFold | None:
+        """What the motion attention needs of the motion tokens [B*T, m, D] at every step; None where there is none."""
+        if self.motion is None or tokens is None:
+            return None
+        key_value = self.motion.attention.key_value(tokens)
+        return MotionFold.of(self.motion.attention_norm, self.motion.attention, key_value) if fold else key_value
+
+    def forward(self, x: Tensor, context: KeyValue, motion: KeyValue | MotionFold | None) -> Tensor:
         """x [B*T, C, h, w]; context keys and values of batch B (shared by the slots); motion ones of batch B*T."""
         h, w = x.shape[-2:]
         y = rearrange(self.norm(x), "b c h w -> b (h w) c")

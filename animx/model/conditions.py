@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from animx.model.attention import KeyValue
+from animx.model.attention import KeyValue, MotionFold
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Conditions:
     dense: Tensor  # [B, concat, F, h, w]
     reference: Tensor  # [B, in + concat, 1, h, w], the reference slot
     context: tuple[KeyValue, ...]  # per spatial transformer, batch B
-    motion: tuple[KeyValue | None, ...] = field(default=())  # per spatial transformer, batch B*T
+    motion: tuple[KeyValue | MotionFold | None, ...] = field(default=())  # per spatial transformer, batch B*T
 
     @classmethod
     def stack(cls, rows: Sequence[Conditions]) -> Conditions:
@@ -65,8 +65,12 @@ class Conditions:
         def join(parts: Sequence[KeyValue]) -> KeyValue:
             return torch.cat([k for k, _ in parts]), torch.cat([v for _, v in parts])
 
-        def motion(parts: Sequence[KeyValue | None]) -> KeyValue | None:
-            given = [part for part in parts if part is not None]
+        def motion(parts: Sequence[KeyValue | MotionFold | None]) -> KeyValue | MotionFold | None:
+            folds = [part for part in parts if isinstance(part, MotionFold)]
+            if folds:
+                a, a_bias, b = (torch.cat([fold[i] for fold in folds]) for i in range(3))
+                return MotionFold(a, a_bias, b, folds[0].b_bias)
+            given = [part for part in parts if part is not None and not isinstance(part, MotionFold)]
             return join(given) if given else None
 
         return cls(

@@ -25,7 +25,7 @@ class Times:
     """What the residual blocks add at each step of one schedule, computed for all steps at once."""
 
     shifts: Tensor  # [steps, sum of widths]
-    position: Tensor  # [1000], row of each timestep, -1 where the schedule has none
+    position: Tensor  # [1000 or more], row of each timestep, -1 where the schedule has none
     widths: tuple[int, ...]
     """Channels of each residual block, in running order."""
 
@@ -35,7 +35,7 @@ class Times:
         A timestep that is not in the schedule is an `IndexError`.
         """
         rows = self.shifts.index_select(0, self.position.index_select(0, t))
-        return rows.split(self.widths, dim=1)
+        return torch.split(rows, self.widths, dim=1)
 
 
 class TimeEmbedding(nn.Sequential):

@@ -1,23 +1,24 @@
 """Large frames through the picture codec in tiles: bounded memory, and no tile with a tone of its own.
 
-A network of convolutions can be cut in space, except for its norms, whose statistics run over the whole picture: tiles
+A stack of convolutions can be cut in space, except for its norms, whose statistics run over the whole picture: tiles
 normed on their own come out lighter or darker than their neighbours.  So the tiles go through twice: once to gather
-every norm's statistics over all tiles, once with these.  What is left of the cut: the attention in the middle sees its
-tile alone, and an edge inside the picture is padded with zeros; both fade away in the overlap.
+every norm's statistics over all tiles, once with these.  What is left of the cut is the padding at edges inside the
+picture, which fades away in the overlap.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+ROUNDS = 2
+"""How often the statistics are gathered; each round is normed by the one before, so the last one is nearly right."""
 OVERLAP = 4
 """Two neighbouring tiles share at least a tile's side divided by this."""
 
@@ -31,25 +32,27 @@ def spans(length: int, tile: int) -> list[tuple[int, int]]:
     return [(start, start + tile) for start in starts]
 
 
-def in_tiles(network: nn.Module, x: Tensor, tile: tuple[int, int], out: tuple[int, int]) -> Tensor:
-    """`network(x)` for x [B, C, H, W], computed on tiles of at most `tile` (height, width) and blended.
+def in_tiles(network: nn.Module, x: Tensor, tile: int, *, grow: int = 1, shrink: int = 1) -> Tensor:
+    """`network(x)` for x [B, C, H, W], computed on tiles of at most `tile` x `tile` and blended.
 
-    out: (height, width) of the result, the same multiple or fraction of x in both; tiles begin at multiples of 8 where
-    it is a fraction.  Memory: one tile through the network, and the result.  Time: twice that of the tiles.
+    grow, shrink: the result is [B, C', H * grow / shrink, W * grow / shrink]; H, W and `tile` are multiples of
+    `shrink`.  Memory: one tile through the network, and the result.  Time: the tiles go through twice.
     """
-    shrink = max(1, x.shape[2] // out[0])
-    grow = max(1, out[0] // x.shape[2])
+    out = (x.shape[2] * grow // shrink, x.shape[3] * grow // shrink)
     rows, columns = (
-        [(a * shrink, b * shrink) for a, b in spans(size // shrink, side // shrink)]
-        for size, side in zip(x.shape[2:], tile, strict=True)
+        [(a * shrink, b * shrink) for a, b in spans(size // shrink, tile // shrink)] for size in x.shape[2:]
     )
     places = list(product(rows, columns))
     if len(places) == 1:
         return network(x)  # type: ignore[no-any-return]
-    with _shared_norms(network) as settle:
-        for (top, bottom), (left, right) in places:
-            network(x[:, :, top:bottom, left:right])
-        settle()
+    cores = list(product(_cores(rows), _cores(columns)))
+    norms = _SharedNorms(network)
+    try:
+        for _ in range(ROUNDS):
+            norms.gather()
+            for ((top, bottom), (left, right)), norms.core in zip(places, cores, strict=True):
+                network(x[:, :, top:bottom, left:right])
+            norms.settle()
         total: Tensor | None = None
         for (top, bottom), (left, right) in places:
             part = network(x[:, :, top:bottom, left:right])
@@ -61,60 +64,79 @@ def in_tiles(network: nn.Module, x: Tensor, tile: tuple[int, int], out: tuple[in
             share = _ramp(top, bottom, out[0], part)[:, None] * _ramp(left, right, out[1], part)
             total[:, :, top:bottom, left:right] += part * share
             weight[:, :, top:bottom, left:right] += share
+    finally:
+        norms.restore()
     assert total is not None
     return (total / weight).to(x.dtype)
 
 
+def _cores(spans: list[tuple[int, int]]) -> list[tuple[float, float]]:
+    """Where each span has no nearer neighbour, as shares of its length: together they cover all just once."""
+    borders = [spans[0][0], *((a[1] + b[0]) / 2 for a, b in pairwise(spans)), spans[-1][1]]
+    return [((a - first) / (last - first), (b - first) / (last - first))
+            for (first, last), (a, b) in zip(spans, pairwise(borders), strict=True)]  # fmt: skip
+
+
 def _ramp(first: int, last: int, length: int, like: Tensor) -> Tensor:
-    """Weights [last - first] of a tile: 1 inside, falling over the overlap towards an edge inside the picture."""
+    """Weights [last - first] of a tile: 1 inside; towards an edge inside the picture falling over the overlap, to
+    (nearly) nothing in the quarter of it that lies next to the padding."""
     n = last - first
-    fade = max(1, n // OVERLAP)
-    at = torch.arange(n, dtype=torch.float32, device=like.device)
-    rising = ((at + 0.5) / fade).clamp(max=1) if first > 0 else torch.ones_like(at)
-    falling = ((n - at - 0.5) / fade).clamp(max=1) if last < length else torch.ones_like(at)
-    return torch.minimum(rising, falling)
+    overlap = max(1.0, n / OVERLAP)
+    at = torch.arange(n, dtype=torch.float32, device=like.device) + 0.5
+    rising = (at / overlap - 0.25) * 2 if first > 0 else torch.ones_like(at)
+    falling = ((n - at) / overlap - 0.25) * 2 if last < length else torch.ones_like(at)
+    return torch.minimum(rising, falling).clamp(min=1e-6, max=1.0)
 
 
-@contextmanager
-def _shared_norms(network: nn.Module) -> Iterator[Callable[[], None]]:
-    """Gather the statistics of every group norm until the yielded function is called; from then on use their sum."""
-    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
-    sums: dict[nn.GroupNorm, list[Tensor]] = {}
+class _SharedNorms:
+    """Takes the place of every group norm in a network: gathers statistics over several calls, then norms by them."""
 
-    def gather(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-        groups = x.flatten(2).unflatten(1, (norm.num_groups, -1)).flatten(2)  # [B, groups, values]
-        variance, mean = torch.var_mean(groups, dim=2, correction=0)
-        mean, variance = mean.double(), variance.double()
-        found = [torch.full_like(mean, groups.shape[2]), mean, variance + mean.square()]
-        found[1:] = [value * found[0] for value in found[1:]]
-        sums[norm] = [a + b for a, b in zip(sums[norm], found, strict=True)] if norm in sums else found
-        return nn.GroupNorm.forward(norm, x)
+    def __init__(self, network: nn.Module) -> None:
+        self.norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+        self.core = (0.0, 1.0), (0.0, 1.0)
+        """The part of the pictures whose statistics count, as shares of the height and the width."""
+        self.sums: dict[nn.GroupNorm, Tensor] = {}
+        self.found: dict[nn.GroupNorm, tuple[Tensor, Tensor]] = {}
+        """Mean and variance, each [B, groups]."""
 
-    def settled(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-        count, mean, square = sums[norm]
-        mean = mean / count
-        variance = square / count - mean.square()
-        kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-        each = norm.num_channels // norm.num_groups
-        # A batch norm at rest is this very function, in one kernel: [1, B * C, values] with given statistics.
-        out = F.batch_norm(
-            x.reshape(1, -1, *x.shape[2:]),
-            mean.repeat_interleave(each, dim=1).flatten().to(kind),
-            variance.clamp(min=0).repeat_interleave(each, dim=1).flatten().to(kind),
-            norm.weight.to(kind).repeat(len(x)),
-            norm.bias.to(kind).repeat(len(x)),
-            training=False,
-            eps=norm.eps,
-        )
-        return out.view_as(x)
+    def gather(self) -> None:
+        """From here on count what the norms see; they norm as last settled, or each call by itself."""
+        self.sums = {}
+        self._use(self._gathering)
 
-    def use(function: Callable[[nn.GroupNorm, Tensor], Tensor]) -> None:
-        for norm in norms:
+    def settle(self) -> None:
+        """From here on norm by what has been counted."""
+        for norm, sums in self.sums.items():
+            count, mean, square = sums
+            mean = mean / count
+            self.found[norm] = mean, (square / count - mean.square()).clamp(min=0)
+        self._use(self._settled)
+
+    def restore(self) -> None:
+        """Give the network its own norms back."""
+        for norm in self.norms:
+            norm.__dict__.pop("forward", None)
+
+    def _use(self, function: Callable[[nn.GroupNorm, Tensor], Tensor]) -> None:
+        for norm in self.norms:
             norm.__dict__["forward"] = partial(function, norm)
 
-    try:
-        use(gather)
-        yield partial(use, settled)
-    finally:
-        for norm in norms:
-            norm.__dict__.pop("forward", None)
+    def _gathering(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+        (top, bottom), (left, right) = self.core
+        h, w = x.shape[2:]
+        core = x[:, :, round(top * h) : round(bottom * h), round(left * w) : round(right * w)]
+        values = core.flatten(2).unflatten(1, (norm.num_groups, -1)).flatten(2)  # [B, groups, values]
+        variance, mean = torch.var_mean(values, dim=2, correction=0)
+        mean, variance = mean.double(), variance.double()
+        sums = torch.stack([torch.ones_like(mean), mean, variance + mean.square()]) * values.shape[2]
+        self.sums[norm] = self.sums[norm] + sums if norm in self.sums else sums
+        return self._settled(norm, x) if norm in self.found else nn.GroupNorm.forward(norm, x)
+
+    def _settled(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+        kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+        each = norm.num_channels // norm.num_groups
+        mean, variance = (value.repeat_interleave(each, dim=1).flatten().to(kind) for value in self.found[norm])
+        scale, shift = (value.to(kind).repeat(len(x)) for value in (norm.weight, norm.bias))
+        # A batch norm at rest is this very function, in one kernel: [1, B * C, h, w] with given statistics.
+        flat = x.reshape(1, -1, *x.shape[2:])
+        return F.batch_norm(flat, mean, variance, scale, shift, training=False, eps=norm.eps).view_as(x)

@@ -10,10 +10,15 @@ from collections.abc import Mapping
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor, nn
+
+from animx.model.tiles import in_tiles
 
 SCALE = 0.18215
 """Latents are multiplied by this after encoding and divided before decoding."""
+CELL = 8
+"""Side of a latent cell [px]."""
 
 
 def build_vae(width: int = 128, multipliers: tuple[int, ...] = (1, 2, 4, 4), res_blocks: int = 2) -> AutoencoderKL:
@@ -57,14 +62,43 @@ def vae_state(vae: AutoencoderKL, released: Mapping[str, Tensor]) -> dict[str, T
     return found
 
 
-def encode(vae: AutoencoderKL, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """RGB [B, 3, H, W] in 0..1 -> scaled latents, sampled from the posterior with CPU noise as released."""
-    posterior = vae.encode(pictures * 2 - 1).latent_dist
+def encode(vae: AutoencoderKL, pictures: Tensor, generator: torch.Generator | None = None, tile: int = 0) -> Tensor:
+    """RGB [B, 3, H, W] in 0..1 -> scaled latents, sampled from the posterior with CPU noise as released.
+
+    tile: largest side of a part that is encoded at once [latent cells]; 0 = whole pictures.
+    """
+    x = pictures * 2 - 1
+    posterior = _encoded_in_tiles(vae, x, tile) if _is_cut(x, tile * CELL) else vae.encode(x).latent_dist
     eps = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
     return (posterior.mean + posterior.std * eps) * SCALE
 
 
-def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Scaled latents [B, 4, h, w] -> RGB [B, 3, 8h, 8w] in 0..1, clamped."""
-    out: Tensor = vae.decode(latents / SCALE).sample
+def decode(vae: AutoencoderKL, latents: Tensor, tile: int = 0) -> Tensor:
+    """Scaled latents [B, 4, h, w] -> RGB [B, 3, 8h, 8w] in 0..1, clamped.
+
+    tile: largest side of a part that is decoded at once [latent cells]; 0 = whole frames.
+    """
+    z = latents / SCALE
+    out: Tensor = _decoded_in_tiles(vae, z, tile) if _is_cut(z, tile) else vae.decode(z).sample
     return (out * 0.5 + 0.5).clamp(0, 1)
+
+
+def _is_cut(x: Tensor, tile: int) -> bool:
+    return 0 < tile < max(x.shape[2:])
+
+
+def _decoded_in_tiles(vae: AutoencoderKL, z: Tensor, tile: int) -> Tensor:
+    """The decoder whole up to its attention, which sees the whole frame and is small; then in tiles."""
+    d = vae.decoder
+    x = vae.post_quant_conv(z) if vae.post_quant_conv is not None else z
+    x = d.mid_block(d.conv_in(x), None)
+    widening = nn.Sequential(*d.up_blocks, d.conv_norm_out, d.conv_act, d.conv_out)
+    return in_tiles(widening, x, tile, grow=CELL)
+
+
+def _encoded_in_tiles(vae: AutoencoderKL, x: Tensor, tile: int) -> DiagonalGaussianDistribution:
+    """The encoder in tiles down to the latent grid; from its attention on whole."""
+    e = vae.encoder
+    x = in_tiles(nn.Sequential(e.conv_in, *e.down_blocks), x, tile * CELL, shrink=CELL)
+    x = e.conv_out(e.conv_act(e.conv_norm_out(e.mid_block(x))))
+    return DiagonalGaussianDistribution(vae.quant_conv(x) if vae.quant_conv is not None else x)
