@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the 'model' extra")
 pytest.importorskip("diffusers", reason="needs the 'model' extra")
 
-from animx.diffusion.sampler import Guidance, denoise, segment_noise  # noqa: E402
+from animx.diffusion.sampler import Guidance, Watch, denoise, segment_noise  # noqa: E402
 from animx.diffusion.steppers import SCHEDULERS, make_stepper  # noqa: E402
 from animx.diffusion.windows import blend_weights, cut_windows  # noqa: E402
 from animx.errors import UsageError  # noqa: E402
@@ -189,6 +189,7 @@ def test_guided_unet_sampling_ends_where_the_released_code_ends(shared: Path) ->
     fixtures = shared / "reference" / "fixtures"
     f, expected = Fixture(fixtures / "unet.npz"), Fixture(fixtures / "unet_ddim.npz")
     unet = released_unet(f, "release")
+    after: list[tuple[int, Any]] = []
     with torch.no_grad():
         conditions = unet.encode(fixture_inputs(f), frames=4, latent=LATENT)
         free = unet.encode(Inputs(), frames=4, latent=LATENT)
@@ -200,5 +201,8 @@ def test_guided_unet_sampling_ends_where_the_released_code_ends(shared: Path) ->
             lambda x, t, n: unet(x, t, conditions),
             lambda x, t, n: unet(x, t, free),
             Guidance(2.5),
+            watch=Watch(lambda _index, t, x: after.append((t, x))),
         )
     assert (out - expected["final"]).abs().max() <= 1e-4
+    assert [t for t, _ in after] == expected["t"].tolist()
+    assert (torch.stack([x for _, x in after]) - expected["xs"]).abs().max() <= 1e-4
