@@ -193,7 +193,8 @@ class Stages:
             self._output.bars().show(stage, done, total)
         else:
             left = f", {eta:.0f} s left" if eta is not None and done < total else ""
-            _write(sys.stderr, f"{stage}: {done}{f' of {total}' if total else ''} frames{left}\n")
+            unit = "steps" if stage == "training" else "frames"
+            _write(sys.stderr, f"{stage}: {done}{f' of {total}' if total else ''} {unit}{left}\n")
 
 
 class _Bars:

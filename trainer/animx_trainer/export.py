@@ -1,0 +1,70 @@
+"""From a checkpoint to a model folder that `animx render --model DIR` loads: averaged weights, encoders, prompt.
+
+The frozen parts of the UNet (conditions the run never used) are written as they were initialised.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import animx
+from animx.atomic import check_folder_target, writing_folder
+from animx.diffusion.components import save_components
+from animx.errors import InputError, UsageError
+from animx.weights import write_hashes
+from animx_trainer import checkpointing
+from animx_trainer.config import TrainConfig
+from animx_trainer.encoders import find_encoders
+from animx_trainer.initialise import build_unet, initialise
+
+MODEL = "model"
+OWN = ("unet", "vae", "image_encoder", "empty_prompt.safetensors", "model_index.json", "hashes.json")
+"""What an exported model consists of."""
+
+
+def export(config: TrainConfig, checkpoint: Path, target: Path, *, overwrite: bool = False) -> Path:
+    """Write the model of a checkpoint into a new folder `target`; returns it.
+
+    Weights are the averages where the run keeps them.  `overwrite` replaces an earlier export, never anything else.
+    """
+    if overwrite and target.is_dir():
+        _check_own(target)
+    else:
+        check_folder_target(target)
+    encoders, _ = find_encoders(config.model.encoders, config.seed)
+    if encoders.components is None:
+        raise UsageError("model.encoders: this run has none, so there is no model to write. Name a model folder")
+    unet = build_unet(config.unet(), config.seed, encoders.prompt)
+    initialise(unet, config.model.initialise)
+    kind = "ema" if config.optimizer.ema > 0 else "weight"
+    given = {name.removeprefix("unet."): value for name, value in checkpointing.read_weights(checkpoint, kind).items()}
+    own = unet.state_dict()
+    wrong = [name for name, value in given.items() if name not in own or own[name].shape != value.shape]
+    lacking = [name for name, p in unet.named_parameters() if p.requires_grad and name not in given]
+    if wrong or not given:
+        raise InputError(f"{checkpoint}: not a checkpoint of this network (such as {(wrong or lacking)[0]})")
+    unet.load_state_dict({name: value.float() for name, value in given.items()}, strict=False)
+    encoders.components.unet = unet.eval().requires_grad_(False)
+    if overwrite and target.is_dir():
+        _remove(target)
+    with writing_folder(target) as temporary:
+        for part in (encoders.components.vae, encoders.components.image_encoder):
+            nn.Module.to(part, dtype=torch.float32)
+        save_components(encoders.components, temporary, animx.__version__)
+        write_hashes(temporary)
+    return target
+
+
+def _check_own(target: Path) -> None:
+    for entry in sorted(target.iterdir()):
+        if entry.name not in OWN:
+            raise UsageError(f"{target} also holds '{entry.name}' and would be replaced whole. Name a new folder")
+
+
+def _remove(target: Path) -> None:
+    import shutil
+
+    shutil.rmtree(target)
