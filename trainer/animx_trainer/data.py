@@ -25,9 +25,10 @@ from animx.pose.detection import MIN_JOINT_SCORE
 from animx.pose.draw import draw_pose
 from animx.pose.npz import Archive, load
 from animx.pose.sequence import PoseSequence
+from animx_trainer.config import DataConfig
 from animx_trainer.pool import PosePool, load_pool
 from animx_trainer.pose_augment import Choice, Epi, EpiConfig, load_epi
-from animx_trainer.sample import Sample, generator
+from animx_trainer.sample import ClipSource, Sample, generator
 from animx_trainer.shards import Dataset, StoredClip, open_dataset
 
 Floats = NDArray[np.float32]
@@ -290,4 +291,11 @@ def clip_source(
     return source
 
 
-__all__ = ["ClipData", "DataOptions", "clip_source", "data_options"]
+def open_clips(data: DataConfig, seed: int) -> ClipSource:
+    """The source `shards` of a training config; `seed` is not needed: samples bring their own."""
+    if not data.path:
+        raise UsageError("data.path: names no folder. Prepare one with: animx data prepare VIDEOS -o FOLDER")
+    return clip_source(data.path, data.frames, (data.size[0], data.size[1]), data.options)
+
+
+__all__ = ["ClipData", "DataOptions", "clip_source", "data_options", "open_clips"]

@@ -17,6 +17,7 @@ from animx_trainer.sample import Batches, ClipSource, Sample, clip_of, sample_se
 
 SOURCES: dict[str, str] = {
     "drawn": "animx_trainer.drawn:open_drawn",
+    "shards": "animx_trainer.data:open_clips",
 }
 """Source -> `module:function`, imported when it is used."""
 
@@ -36,8 +37,12 @@ def open_source(data: DataConfig, seed: int) -> ClipSource:
 
 
 def loader_of(data: DataConfig) -> Batches:
-    """The loader for a source of `data`."""
-    return serial_batches
+    """The loader for a source of `data`: worker processes where they are asked for."""
+    if data.workers == 0:
+        return serial_batches
+    from animx_trainer.loader import batches
+
+    return batches
 
 
 def keys_of(step: int, batch: int, ranks: int = 1, rank: int = 0) -> range:
