@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from animx.errors import OutputError, UsageError
@@ -110,11 +110,14 @@ def writing(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def check_folder_target(path: str | Path, overwrite: bool = False, own: str = "*") -> None:
+def check_folder_target(
+    path: str | Path, overwrite: bool = False, own: str = "*", own_folders: Sequence[str] = ()
+) -> None:
     """Refuse early what `writing_folder` would refuse; writes nothing.
 
     A missing or empty folder is free.  One that holds something needs `overwrite`, and then every entry must be a file
-    whose name matches the pattern `own`, because the whole folder is replaced (`UsageError`).
+    whose name matches the pattern `own`, or a folder named in `own_folders` without folders in it, because the whole
+    folder is replaced (`UsageError`).
     """
     try:
         target = _resolved(path)
@@ -125,20 +128,25 @@ def check_folder_target(path: str | Path, overwrite: bool = False, own: str = "*
         for entry in sorted(target.iterdir()) if found is not None else []:
             if not overwrite:
                 raise UsageError(f"{path} exists. Replace it with -y/--overwrite, or choose another name with -o")
-            if not (fnmatch.fnmatchcase(entry.name, own) and entry.is_file()):
+            ours = fnmatch.fnmatchcase(entry.name, own) and entry.is_file()
+            if entry.name in own_folders and entry.is_dir():
+                ours = all(inner.is_file() for inner in entry.iterdir())
+            if not ours:
                 raise UsageError(f"{path} also holds '{entry.name}' and would be replaced whole. Name a new folder")
     except OSError as error:
         raise output_error(path, error) from error
 
 
 @contextlib.contextmanager
-def writing_folder(path: str | Path, overwrite: bool = False, own: str = "*") -> Iterator[Path]:
+def writing_folder(
+    path: str | Path, overwrite: bool = False, own: str = "*", own_folders: Sequence[str] = ()
+) -> Iterator[Path]:
     """Yield a new, empty temporary folder beside `path`; rename it to `path` when the block ends well.
 
     Replaces a whole folder under the conditions of `check_folder_target`.  Any exception removes the temporary folder
     and leaves `path` as it was.
     """
-    check_folder_target(path, overwrite, own)
+    check_folder_target(path, overwrite, own, own_folders)
     target = _resolved(path)
     temporary, old = _beside(target), _beside(target)
     try:
@@ -148,7 +156,7 @@ def writing_folder(path: str | Path, overwrite: bool = False, own: str = "*") ->
     try:
         with _as_output_error(path, temporary):
             yield temporary
-            check_folder_target(path, overwrite, own)
+            check_folder_target(path, overwrite, own, own_folders)
             if target.exists():
                 target.rename(old)
             try:

@@ -40,11 +40,15 @@ class ReleasedFile:
     """Other names the same file goes by."""
 
 
+_AUTHORS = "Shuaishuai0219/Animate-X"
+"""Named in the readme of the released code, which calls the network `animate-x.pth`; its configuration and others who
+fetch it say `animate-x_ckpt.pth`.  Never fetched from by us: `weights pull` has only been run against hubs of tests."""
+
 RELEASES: dict[str, tuple[ReleasedFile, ...]] = {
     "animate-x": (
-        ReleasedFile("unet", "animate-x_ckpt.pth", "Shuaishuai0219/Animate-X", ("animate-x.pth",)),
-        ReleasedFile("vae", "v2-1_512-ema-pruned.ckpt", "Shuaishuai0219/Animate-X"),
-        ReleasedFile("clip", "open_clip_pytorch_model.bin", "Shuaishuai0219/Animate-X"),
+        ReleasedFile("unet", "animate-x_ckpt.pth", _AUTHORS, ("animate-x.pth",)),
+        ReleasedFile("vae", "v2-1_512-ema-pruned.ckpt", _AUTHORS),
+        ReleasedFile("clip", "open_clip_pytorch_model.bin", _AUTHORS),
     ),
 }
 
@@ -57,11 +61,14 @@ def weights_folder() -> Path:
 
 def find_model(name: str) -> Path:
     """The folder of a model: a path, or a name under the weights folder.  Missing or unusable: `WeightsError`."""
-    for path in (Path(name), weights_folder() / name):
+    kept = weights_folder() / name
+    for path in (Path(name), kept):
         try:
             if path.is_dir():
-                if is_converted(path) or (path / RELEASES["animate-x"][0].name).exists() or _renamed(path):
+                if _holds_model(path):
                     return path
+                if path != kept and os.sep not in name and kept.is_dir():
+                    continue  # a folder of that name happens to lie here
                 raise WeightsError(f"{path}: no model in this folder (no model_index.json, no animate-x_ckpt.pth)")
             if path.exists():
                 raise WeightsError(f"{path}: is a file; give the folder that holds the model")
@@ -71,8 +78,20 @@ def find_model(name: str) -> Path:
     raise WeightsError(f"no weights for '{name}' in {weights_folder()}.{hint}")
 
 
-def _renamed(path: Path) -> bool:
-    return any((path / other).exists() for file in RELEASES["animate-x"] for other in file.others)
+def _holds_model(folder: Path) -> bool:
+    network = RELEASES["animate-x"][0]
+    return is_converted(folder) or any((folder / name).exists() for name in (network.name, *network.others))
+
+
+def missing_files(folder: Path, release: str = "animate-x") -> list[str]:
+    """Names of the released files that a folder lacks, under any of their names; none for a converted model."""
+    if is_converted(folder):
+        return []
+    return [
+        file.name
+        for file in RELEASES[release]
+        if not any((folder / name).is_file() for name in (file.name, *file.others))
+    ]
 
 
 def is_converted(folder: Path) -> bool:

@@ -10,7 +10,9 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,13 @@ def pull(
     revision: str | None = None,
     token: str | None = None,
     mirror: str | None = None,
+    repository: str | None = None,
     on_progress: Progress = lambda *_: None,
 ) -> Path:
     """Fetch what is missing of a release into `folder`, check it, and record its hashes; returns the folder.
 
-    mirror: address of a hub ($HF_ENDPOINT, else the public one).  token: access token ($HF_TOKEN).  A broken transfer
+    mirror: address of a hub ($HF_ENDPOINT, else the public one).  repository: another one on it that holds the same
+    files.  token: access token ($HF_TOKEN).  A broken transfer
     goes on where it stopped when called again.  Errors: `WeightsError` when a file cannot be had or is not what the hub
     lists, `OutputError` when it cannot be written.
     """
@@ -52,6 +56,8 @@ def pull(
     endpoint = (mirror or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     if urlsplit(endpoint).scheme not in ("http", "https"):
         raise UsageError(f"mirror '{endpoint}': use the address of a hub, such as https://hub.example.org")
+    if repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise UsageError(f"repository '{repository}': use OWNER/NAME, such as {RELEASES[release][0].repository}")
     target = folder or weights_folder() / release
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -60,6 +66,8 @@ def pull(
     known = {}
     with _hushed(hub):
         for file in RELEASES[release]:
+            if repository is not None:
+                file = replace(file, repository=repository)
             path, digest = _fetch(file, target, endpoint, revision, token, on_progress)
             known[path.name] = digest
     write_hashes(target, known)
@@ -72,7 +80,7 @@ def _fetch(
     """One file: its path and sha256."""
     path = next((target / name for name in (file.name, *file.others) if (target / name).is_file()), target / file.name)
     try:
-        facts, headers = _ask(file, endpoint, revision, token)
+        facts, headers = _ask_any(file, endpoint, revision, token)
     except Exception as error:  # the library's HTTP client changes between its versions, and so do its errors
         if _recorded(path):
             log.info("%s: kept; %s cannot be asked for a newer one (%s)", path.name, endpoint, _reason(error))
@@ -113,6 +121,20 @@ def _fetch(
             raise output_error(path, error) from error
         raise _cannot(file, endpoint, target, error) from error
     return path, digest
+
+
+def _ask_any(file: ReleasedFile, endpoint: str, revision: str | None, token: str | None) -> tuple[Any, dict[str, str]]:
+    """What the hub says about a file under the first of its names that it knows."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    unknown: EntryNotFoundError | None = None
+    for name in (file.name, *file.others):
+        try:
+            return _ask(replace(file, name=name), endpoint, revision, token)
+        except EntryNotFoundError as error:
+            unknown = unknown or error
+    assert unknown is not None
+    raise unknown
 
 
 def _ask(file: ReleasedFile, endpoint: str, revision: str | None, token: str | None) -> tuple[Any, dict[str, str]]:

@@ -263,6 +263,17 @@ def test_convert_does_not_replace_unasked(smallest: Path, converted: Path, tmp_p
     refused(animx("weights", "convert", smallest, "-o", out), 2, "exists")
     refused(animx("weights", "convert", converted, "-o", converted, "-y"), 2, "is the source")
     assert (out / "mine.txt").read_text() == "mine"
+    (out / "unet" / "mine").mkdir(parents=True)
+    refused(animx("weights", "convert", smallest, "-o", out, "-y"), 2, "would be replaced whole")
+
+
+def test_a_conversion_may_be_made_anew(smallest: Path, tmp_path: Path) -> None:
+    for more in ((), ("-y", "--dtype", "float16")):
+        good(animx("weights", "convert", smallest, "-o", tmp_path / "out", *more))
+    assert read_state(tmp_path / "out" / "vae" / "diffusion_pytorch_model.safetensors")[
+        "post_quant_conv.bias"
+    ].dtype == (torch.float16)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize(
@@ -318,9 +329,26 @@ def test_list_tells_what_is_there(release: Path, monkeypatch: pytest.MonkeyPatch
     (release / FILES["clip"]).unlink()
     rows = {row["name"]: row for row in good(animx("weights", "list", "--json")).json["models"]}
     assert rows["animate-x"]["form"] == "absent"
-    assert "release" in rows
+    assert rows["animate-x"]["repositories"]
+    assert (rows["release"]["form"], rows["release"]["missing"]) == ("incomplete", [FILES["clip"]])
+    (release / FILES["unet"]).rename(release / "animate-x.pth")  # as the readme of the released code calls it
+    shutil.copy(release / FILES["vae"], release / FILES["clip"])
+    rows = {row["name"]: row for row in good(animx("weights", "list", "--json")).json["models"]}
+    assert (rows["release"]["form"], rows["release"]["missing"]) == ("released", [])
     monkeypatch.setenv("ANIMX_WEIGHTS", str(release / "nowhere"))
     assert [row["form"] for row in good(animx("weights", "list", "--json")).json["models"]] == ["absent"]
+
+
+def test_a_folder_that_only_shares_its_name_does_not_hide_the_model(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from animx.weights import find_model
+
+    monkeypatch.setenv("ANIMX_WEIGHTS", str(release.parent))
+    (tmp_path / "elsewhere" / "release").mkdir(parents=True)  # such as a checkout of the released code
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert find_model("release") == release
+    refused(animx("weights", "check", "./release/"), 6, "no model in this folder")
 
 
 def test_touched_files_are_hashed_anew(release: Path) -> None:

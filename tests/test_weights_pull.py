@@ -223,3 +223,23 @@ def test_hashes_are_those_of_the_bytes(hub: Hub, files: dict[str, bytes], tmp_pa
     for file in RELEASE:
         content = files[f"{file.repository}/{file.name}"]
         assert file_hash(tmp_path / file.name) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_that_goes_by_its_other_name_is_fetched(files: dict[str, bytes], tmp_path: Path) -> None:
+    network = RELEASE[0]
+    given = dict(files)
+    given[f"{network.repository}/{network.others[0]}"] = given.pop(f"{network.repository}/{network.name}")
+    with serving(given) as running:
+        assert whole(pull("animate-x", tmp_path, mirror=running.url), files)
+
+
+def test_another_repository_is_asked_when_it_is_named(files: dict[str, bytes], tmp_path: Path) -> None:
+    moved = {f"someone/copy/{name.rsplit('/', 1)[1]}": content for name, content in files.items()}
+    with serving(moved) as running:
+        with pytest.raises(WeightsError, match=RELEASE[0].repository):
+            pull("animate-x", tmp_path / "a", mirror=running.url)
+        ran = hall.animx("weights", "pull", "--to", tmp_path / "b", "--mirror", running.url, "--repo", "someone/copy")
+        assert ran.code == 0, ran.err
+    assert whole(tmp_path / "b", files)
+    for name in ("copy", "a/b/c", "https://hub/x", "../x/y"):
+        hall.refused(hall.animx("weights", "pull", "--to", tmp_path / "c", "--repo", name), 2, "OWNER/NAME")

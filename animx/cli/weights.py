@@ -12,6 +12,9 @@ from animx.cli import options as o
 from animx.cli.output import Output
 from animx.errors import MissingExtraError, UsageError, WeightsError
 
+PARTS = ("unet", "vae", "image_encoder")
+"""The folders of a converted model, which `convert -y` may replace."""
+
 
 @click.group("weights", cls=Group, context_settings=o.CONTEXT)
 def weights() -> None:
@@ -24,7 +27,7 @@ def weights() -> None:
 @o.command("list", examples=("animx weights list", "animx weights list --json"))
 def list_all(out: Output) -> None:
     """List known and present models, their files and whether they are complete."""
-    from animx.weights import HASHES, RELEASES, is_converted, model_files, weights_folder
+    from animx.weights import HASHES, RELEASES, is_converted, missing_files, model_files, weights_folder
 
     top = weights_folder()
     present = sorted(path.name for path in top.iterdir() if path.is_dir()) if top.is_dir() else []
@@ -32,8 +35,7 @@ def list_all(out: Output) -> None:
     for name in dict.fromkeys([*RELEASES, *present]):
         folder = top / name
         files = model_files(folder) if folder.is_dir() else []
-        wanted = [file.name for file in RELEASES.get(name, ())]
-        lacking = [] if is_converted(folder) else [one for one in wanted if not (folder / one).exists()]
+        lacking = missing_files(folder)
         form = "converted" if is_converted(folder) else "released" if files and not lacking else "incomplete"
         rows.append(
             {
@@ -43,11 +45,13 @@ def list_all(out: Output) -> None:
                 "missing": lacking,
                 "size_mb": round(sum(path.stat().st_size for path in files) / 1e6, 1),
                 "hashed": (folder / HASHES).exists(),
+                "repositories": sorted({file.repository for file in RELEASES.get(name, ())}),
             }
         )
     lines = [
         f"{row['name']:<16}{row['form']:<12}{row['size_mb']:>9.1f} MB  {row['folder']}"
-        + (f"  missing: {', '.join(row['missing'])}" if row["missing"] and row["form"] != "absent" else "")
+        + (f"  missing: {', '.join(row['missing'])}" if row["form"] == "incomplete" else "")
+        + (f"  published as {', '.join(row['repositories'])}" if row["form"] == "absent" else "")
         for row in rows
     ]
     out.result({"folder": str(top), "models": rows}, lines)
@@ -58,15 +62,26 @@ def list_all(out: Output) -> None:
 @click.option("--to", "folder", metavar="FOLDER", help="Where to put the files.  [the weights folder]")
 @click.option("--revision", metavar="REV", help="Revision of the repository.  [its newest]")
 @click.option("--mirror", metavar="URL", help="Hub to fetch from.  [$HF_ENDPOINT, else the public one]")
-def pull(out: Output, name: str, folder: str | None, revision: str | None, mirror: str | None) -> None:
+@click.option("--repo", metavar="OWNER/NAME", help="Repository that holds the files.  [the authors', see weights list]")
+def pull(
+    out: Output, name: str, folder: str | None, revision: str | None, mirror: str | None, repo: str | None
+) -> None:
     """Fetch a released model and check it; run it again to resume.
 
-    $HF_TOKEN is the access token, where the hub wants one.
+    $HF_TOKEN is the access token, where the hub wants one. Nobody vouches for the files of another repository: only
+    that they arrived as the hub lists them, and that nothing in them is executed.
     """
     from animx import weights as w
     from animx.weights_pull import pull as fetch
 
-    target = fetch(name, Path(folder) if folder else None, revision=revision, mirror=mirror, on_progress=out.progress())
+    target = fetch(
+        name,
+        Path(folder) if folder else None,
+        revision=revision,
+        mirror=mirror,
+        repository=repo,
+        on_progress=out.progress(),
+    )
     out.wrote({"folder": str(target), "hash": w.model_hash(target)}, [target])
 
 
@@ -112,9 +127,9 @@ def convert(out: Output, name: str, output: str, overwrite: bool, dtype: str) ->
     source = w.find_model(name)
     if Path(output).resolve() == source.resolve():
         raise UsageError(f"-o {output}: is the source. Name another folder")
-    check_folder_target(output, overwrite)
+    check_folder_target(output, overwrite, own_folders=PARTS)
     components = load_components(source, stored=True)
-    with writing_folder(output, overwrite) as temporary:
+    with writing_folder(output, overwrite, own_folders=PARTS) as temporary:
         save_components(components, Path(temporary), animx.__version__, getattr(torch, dtype))
         w.write_hashes(Path(temporary))
     out.wrote({"folder": output, "hash": w.model_hash(Path(output))}, [output])
