@@ -28,8 +28,7 @@ def main() -> NoReturn:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a background job of a shell stays deaf to Ctrl-C
         signal.signal(signal.SIGINT, interrupt)
     _open_standard_streams()
-    if not sys.warnoptions:  # for programmers, who ask for them with `python -W`
-        warnings.simplefilter("ignore")
+    _hush_libraries()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -43,6 +42,19 @@ def main() -> NoReturn:
             with contextlib.suppress(OSError, ValueError):  # or the interpreter complains when it closes it
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
+
+
+def _hush_libraries() -> None:
+    """Keep the libraries' warnings, log lines and bars out of our stderr; errors come as exceptions, and are told.
+
+    Programmers ask for them with `python -W`, or by setting these variables themselves.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(name, "critical")
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+        os.environ.setdefault(name, "1")
 
 
 def _open_standard_streams() -> None:

@@ -353,6 +353,30 @@ def test_progress_json_is_one_object_a_line_on_stderr(capsys: pytest.CaptureFixt
     assert lines[-1]["total"] is None
 
 
+def test_the_time_left_goes_by_what_was_done_since_the_first_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter((100.0, 110.0, 120.0, 130.0))
+    monkeypatch.setattr("animx.cli.output.time.monotonic", lambda: next(clock))
+    output = Output()
+    output.progress_mode = "json"
+    stages = output.progress()
+    for done in (5, 6, 7, 10):
+        stages("denoise", done, 10)
+    assert [json.loads(line)["eta_s"] for line in capsys.readouterr().err.splitlines()] == [None, 40.0, 30.0, 0.0]
+
+
+def test_progress_lines_name_what_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output()
+    output.progress_mode = "bar"
+    stages = output.progress()
+    for stage in ("denoise", "decode", "encode", "animate-x_ckpt.pth"):
+        stages(stage, 2, 2)
+    assert capsys.readouterr().err.splitlines() == [
+        "denoise: 2 of 2 steps", "decode: 2 of 2 frames", "encode: 2 of 2 pictures", "animate-x_ckpt.pth: 2 of 2 MB",
+    ]  # fmt: skip
+
+
 def test_progress_auto_is_silent_without_a_terminal_and_bar_writes_plain_lines(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

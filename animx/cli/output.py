@@ -20,6 +20,8 @@ BAR_EVERY_S = 0.1
 JSON_EVERY_S = 0.2
 LINE_EVERY_S = 5.0
 """How often `--progress bar` writes a line where there is no terminal [s]."""
+UNITS = {"training": "steps", "denoise": "steps", "encode": "pictures", "load": "models"}
+"""What a stage counts, where it is not frames."""
 
 
 class Output:
@@ -165,7 +167,7 @@ class Stages:
     def __init__(self, output: Output, mode: str) -> None:
         self._output = output
         self._mode = mode
-        self._began: dict[str, float] = {}
+        self._began: dict[str, tuple[float, int]] = {}
         self._shown: dict[str, float] = {}
         self._terminal = _is_terminal(sys.stderr)
 
@@ -174,13 +176,14 @@ class Stages:
         if self._mode == "none":
             return
         now = time.monotonic()
-        began = self._began.setdefault(stage, now)
+        began, first = self._began.setdefault(stage, (now, done))
         every = JSON_EVERY_S if self._mode == "json" else BAR_EVERY_S if self._terminal else LINE_EVERY_S
         finished = total > 0 and done >= total
         if not finished and stage in self._shown and now - self._shown[stage] < every:
             return
         self._shown[stage] = now
-        eta = (now - began) / done * (total - done) if done and total >= done else None
+        # What was done at the first call took its time before it.
+        eta = 0.0 if finished else (now - began) / (done - first) * (total - done) if total > done > first else None
         if self._mode == "json":
             shown = {
                 "stage": stage,
@@ -193,7 +196,7 @@ class Stages:
             self._output.bars().show(stage, done, total)
         else:
             left = f", {eta:.0f} s left" if eta is not None and done < total else ""
-            unit = "steps" if stage == "training" else "frames"
+            unit = "MB" if "." in stage else UNITS.get(stage, "frames")  # a file that is fetched
             _write(sys.stderr, f"{stage}: {done}{f' of {total}' if total else ''} {unit}{left}\n")
 
 
