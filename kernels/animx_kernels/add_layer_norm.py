@@ -149,7 +149,7 @@ ROWS_PER_PART = 256
 def _backward_cost(gradient: Tensor, x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None) -> Cost:
     channels = x.shape[-1]
     partials = 8 * channels * -(-(x.numel() // channels) // ROWS_PER_PART)
-    return Cost(3, 0, nbytes(gradient, x, weight, added) + partials, nbytes(x) + partials + 8 * channels)
+    return Cost(2, 0, nbytes(gradient, x, weight, added) + partials, nbytes(x) + partials + 2 * nbytes(weight))
 
 
 def _sizes() -> dict[str, tuple[tuple[int, ...], bool]]:

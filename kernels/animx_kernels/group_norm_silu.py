@@ -208,7 +208,7 @@ def _cost(
     return Cost(
         2,
         0,
-        2 * activations + 2 * nbytes(shift) + nbytes(weight, bias) + partials,
+        2 * activations + nbytes(shift) + nbytes(weight, bias) + partials,
         x.shape[0] * x.shape[1] * channels * x.element_size() + partials,
     )
 
