@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "presets": ("animx.cli.presets:presets", "List, show, check and preview rescale presets."),
     "batch": ("animx.cli.batch:batch", "Render many jobs from a list, in shards or on a cluster."),
     "weights": ("animx.cli.weights:weights", "List, fetch, check and convert the weights of the full model."),
+    "data": ("animx_trainer.data_command:data", "Prepare training data, collect poses, look at augmentations."),
     "train": ("animx_trainer.command:train", "Train the full model, on one process or many."),
     "bench": ("animx.cli.bench:bench", "Measure, each speed only after its correctness check."),
     "doctor": ("animx.cli.doctor:doctor", "Say what is installed, what is missing and how to get it."),

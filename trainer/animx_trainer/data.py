@@ -125,10 +125,7 @@ class ClipData:
         return read_clip_poses(clip, self.canvas)
 
     def _picture(self, clip: StoredClip, name: str) -> NDArray[np.uint8]:
-        bgr = cv2.imdecode(np.frombuffer(clip.read(name), np.uint8), cv2.IMREAD_COLOR)
-        if bgr is None:
-            raise InputError(f"{clip}: {name} is no picture. Prepare the clip again")
-        return fitted(np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8), self.canvas)
+        return fitted(decode_picture(clip, name), self.canvas)
 
     def _pose_sides(
         self, poses: PoseSequence, rows: NDArray[np.intp], reference: int, choice: Choice
@@ -169,6 +166,14 @@ class ClipData:
         noise = generator(seed, 0, 0, "posterior").standard_normal(moments[:, 0].shape, np.float32)
         latents = moments[:, 0] + moments[:, 1] * noise
         return latents[1:], latents[0]
+
+
+def decode_picture(clip: StoredClip, name: str) -> NDArray[np.uint8]:
+    """A stored frame as RGB [H, W, 3]."""
+    bgr = cv2.imdecode(np.frombuffer(clip.read(name), np.uint8), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise InputError(f"{clip}: {name} is no picture. Prepare the clip again")
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def fitted(picture: NDArray[np.uint8], canvas: Canvas) -> NDArray[np.uint8]:

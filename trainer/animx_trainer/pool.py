@@ -23,7 +23,7 @@ from animx.pose.skeleton import L_HIP, NECK, NOSE, R_HIP
 from animx.retarget.align import Measure, measure
 from animx.retarget.groups import UNITS
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("animx.data")
 
 TRAINING = Canvas(512, 768)
 """The canvas of the paper [px]."""
@@ -77,6 +77,17 @@ def load_pool(path: str | Path) -> PosePool:
     except InputError as error:
         text = str(error)
         raise InputError(text if str(path) in text else f"{path}: {text}") from error
+
+
+def pool_of(poses: PoseSequence, canvas: Canvas = TRAINING) -> PosePool:
+    """Every usable frame of one clip's first person as an anchor; none is a `NoFigureError`."""
+    rows = usable_anchors(poses)
+    if not len(rows):
+        raise NoFigureError("no frame of the clip can be an anchor. Give a pose pool with --pool")
+    there = poses.on(canvas, place(poses.canvas, canvas, "contain"))
+    scores = there.scores[rows, :1]
+    scores = np.where(scores >= MIN_JOINT_SCORE, scores, np.float32(0))
+    return PosePool(PoseSequence(there.keypoints[rows, :1], scores, canvas, source={"name": "pose pool"}))
 
 
 def pose_files(paths: Sequence[str | Path]) -> list[Path]:
