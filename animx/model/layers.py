@@ -35,7 +35,7 @@ class Times:
         A timestep that is not in the schedule is an `IndexError`.
         """
         rows = self.shifts.index_select(0, self.position.index_select(0, t))
-        return torch.split(rows, self.widths, dim=1)
+        return torch.split(rows, list(self.widths), dim=1)
 
 
 class TimeEmbedding(nn.Sequential):
