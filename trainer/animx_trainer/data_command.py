@@ -107,10 +107,10 @@ def pool(
     from animx.canvas import Canvas
     from animx.driving import check_apart
     from animx.pose.formats import write_poses
-    from animx_trainer.pool import TRAINING, build_pool
+    from animx_trainer.pool import TRAINING, build_pool, pose_files
 
     check_target(output, overwrite)
-    check_apart(output, {f"poses {number}": one for number, one in enumerate(poses)})
+    check_apart(output, {f"poses {number}": one for number, one in enumerate(pose_files(poses))})
     shown = out.progress()
     canvas = Canvas(*size) if size else TRAINING
     made, report = build_pool(poses, count, seed, canvas, lambda done, total: shown("poses", done, total))
