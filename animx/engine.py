@@ -96,6 +96,7 @@ class Engine(Protocol):
     """The contract of `animx.engines` plugins.
 
     An engine may also have: `require(options)`, which refuses before any work what `render` would refuse;
+    `fills_frame`: its frames are opaque, so that the hall puts the background behind the figure of the picture;
     `needs_hands`, `needs_driving_frames`, `keeps_chunks` (it uses `RenderJob.folder`); `stages`, the names of what its
     `on_progress` counts and of what a yielded frame means; `unrecorded`, its options that change no byte; `reason`,
     why `--engine auto` takes it.

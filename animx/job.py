@@ -37,6 +37,11 @@ def is_unfinished(folder: Path) -> bool:
     return (folder / PLAN).exists()
 
 
+def has_chunks(folder: Path) -> bool:
+    """Whether a chunk of the job is finished."""
+    return any(folder.glob("chunk_*.json"))
+
+
 def forget(folder: Path) -> None:
     """Delete a job folder, if it is one: the output is in place.  The plan goes last, so that a kill leaves a job."""
     if not is_unfinished(folder):

@@ -38,8 +38,8 @@ from animx.driving import (
     unseen_poses,
 )
 from animx.engine import Background, Engine, Plan, RenderJob, no_progress
-from animx.errors import UsageError
-from animx.job import forget, is_unfinished, job_folder
+from animx.errors import InputError, UsageError, WeightsError
+from animx.job import forget, has_chunks, is_unfinished, job_folder
 from animx.pose.sequence import PoseSequence
 from animx.prepare import (
     Reference,
@@ -47,6 +47,7 @@ from animx.prepare import (
     on_canvas,
     place_reference,
     prepare_reference,
+    seated,
 )
 from animx.preview import Previews
 from animx.processes import is_first
@@ -174,7 +175,13 @@ def render(
         audio = find_audio(ready.stream, options)
         if previews is not None:
             previews.dance(job, on_progress)
-        recipe = _write(engine, job, result, options, audio, overwrite, warned, on_progress)
+        begun = job.folder is not None and is_unfinished(job.folder)
+        try:
+            recipe = _write(engine, job, result, options, audio, overwrite, warned, on_progress)
+        except (InputError, WeightsError):
+            if job.folder is not None and not begun and not has_chunks(job.folder):
+                forget(job.folder)  # refused before any work was done: nothing to go on with
+            raise
         if job.folder is not None:
             forget(job.folder)
         return replace(
@@ -240,7 +247,8 @@ def _gather(
     from animx.video import has_alpha_container
 
     picture = read_picture(reference)
-    background = find_background(options.background, picture.has_alpha, has_alpha_container(target), target)
+    filler = engine.name if getattr(engine, "fills_frame", False) else None
+    background = find_background(options.background, picture.has_alpha, has_alpha_container(target), target, filler)
     drive = open_driving(driving)
     stream = None if drive.path is None else open_stream(drive.path, options)
     hands = options.hands if options.hands is not None else bool(getattr(engine, "needs_hands", False))
@@ -295,14 +303,16 @@ def _job(
     else:
         goal = placed.pose if placed.pose is not None else canvas
         moved = chain(ready.poses, presets, goal, options.align, options.rescale, options.drop, options.add)
+    background = on_canvas(ready.background, canvas)
+    fills = getattr(engine, "fills_frame", False)
     return RenderJob(
-        picture=placed.pixels,
+        picture=seated(placed.pixels, placed.mask, background) if fills else placed.pixels,
         canvas=canvas,
         poses=moved,
         reference_pose=placed.pose,
         driving_poses=ready.poses,
         mask=placed.mask,
-        background=on_canvas(ready.background, canvas),
+        background=background,
         seed=options.seed,
         options=extra,
         driving_frames=_pictures(ready, engine, options),

@@ -27,6 +27,10 @@ MAX_LONG_SIDE = 1280
 """Long side of the output unless `--size` says otherwise, and of what the nets look at [px]."""
 
 
+BLUR = 0.02
+"""Width of the blur of `--background blur` [long sides]."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """The reference image with its figure; all on one canvas, the picture's own or a smaller one."""
@@ -195,14 +199,30 @@ def _full_size(found: Reference) -> Reference:
     return replace(grown, pixels=found.picture.pixels)
 
 
-def find_background(text: str, has_alpha: bool, container_alpha: bool, target: Path) -> Background:
-    """What `--background` asks for; a picture with alpha keeps it where the container can, else lies on white."""
+def find_background(
+    text: str, has_alpha: bool, container_alpha: bool, target: Path, filler: str | None = None
+) -> Background:
+    """What `--background` asks for; a picture with alpha keeps it where the container can, else lies on white.
+
+    filler: name of an engine whose frames are always opaque.
+    """
+    if text == "transparent" and filler is not None:
+        raise UsageError(
+            f"--background transparent: engine '{filler}' fills the whole frame. "
+            "Use --engine puppet, or a colour such as --background '#00ff00'"
+        )
     if text == "transparent" and not container_alpha:
         raise UsageError(
             f"--background transparent: {target.suffix or target} holds no transparency. "
             "Write .webm, .mov, .gif, .webp or OUT_%05d.png, or choose another --background"
         )
     if text == "keep" and has_alpha:
+        if filler is not None:
+            log.info(
+                "the picture is transparent round the figure; engine '%s' fills the frame: white is put behind it",
+                filler,
+            )
+            return Background("colour", (255, 255, 255))
         if container_alpha:
             log.info("the picture is transparent round the figure, and so is the output")
             return Background("transparent")
@@ -225,6 +245,28 @@ def find_background(text: str, has_alpha: bool, container_alpha: bool, target: P
 def _on_black(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     alpha = rgba[..., 3:].astype(np.float32) / 255
     return (rgba[..., :3] * alpha + 0.5).astype(np.uint8)
+
+
+def seated(picture: NDArray[np.uint8], mask: NDArray[np.float32] | None, background: Background) -> NDArray[np.uint8]:
+    """The figure of an RGBA picture [H, W, 4] before the background, opaque: for engines that repaint whole frames.
+
+    The picture's own alpha says where the figure is; an opaque picture's `mask` [H, W] does.
+    """
+    if background.mode in ("keep", "transparent"):
+        return picture
+    rgb = picture[..., :3]
+    behind: NDArray[Any] | tuple[int, int, int] = background.colour
+    if background.mode == "image" and background.image is not None:
+        behind = background.image
+    elif background.mode == "blur":
+        import cv2
+
+        behind = np.asarray(cv2.GaussianBlur(rgb, (0, 0), BLUR * max(rgb.shape)), np.uint8)
+    share = picture[..., 3].astype(np.float32) / 255
+    if mask is not None and share.min() == 1:
+        share = np.clip(mask, 0, 1)
+    mixed = rgb * share[..., None] + np.asarray(behind, np.float32) * (1 - share[..., None])
+    return np.dstack([(mixed + 0.5).astype(np.uint8), np.full(rgb.shape[:2], 255, np.uint8)])
 
 
 def on_canvas(background: Background, canvas: Canvas) -> Background:

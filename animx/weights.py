@@ -75,6 +75,7 @@ def find_model(name: str) -> Path:
         except OSError as error:
             raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
     hint = f" Run: animx weights pull {name}" if name in RELEASES else nearest(name, RELEASES)
+    hint = hint or " Give the folder that holds the model, or see: animx weights list"
     raise WeightsError(f"no weights for '{name}' in {weights_folder()}.{hint}")
 
 

@@ -59,6 +59,7 @@ class AnimateXEngine:
     unrecorded: frozenset[str] = UNRECORDED
     needs_hands = True
     needs_driving_frames = True
+    fills_frame = True
     keeps_chunks = True
     stages = ("denoise", "decode")
     reason = "its weights and a CUDA device are there"

@@ -1,0 +1,102 @@
+"""The full model as a user meets it: backgrounds, leftovers of a refused render, and every command of its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hall import refused
+
+pytest.importorskip("torch", reason="needs the 'model' extra")
+pytest.importorskip("diffusers", reason="needs the 'model' extra")
+pytest.importorskip("transformers", reason="needs the 'model' extra")
+
+from wet import Stage, good
+
+from animx.diffusion import engine as engine_module
+from animx.errors import InputError
+from animx.image import write_picture
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+# ---- backgrounds: the network repaints the whole frame, so the picture it is shown has to carry them ----
+
+
+class Shown(InputError):
+    """Ends a render once the network's reference is known."""
+
+
+@pytest.fixture
+def reference(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`reference(*options)` -> the picture RGB that the network would be shown; no model is loaded."""
+    seen: list[np.ndarray] = []
+
+    class Spy:
+        def prepare(self, picture: np.ndarray, *_: Any, **__: Any) -> None:
+            seen.append(picture)
+            raise Shown("stopped by the test")
+
+    monkeypatch.setattr(engine_module, "_load", lambda *_: Spy())
+
+    def render(*more: object, on: Stage = stage) -> np.ndarray:
+        refused(on.render("out.mp4", "-q", *more), 3, "stopped by the test")
+        return seen[-1].astype(int)
+
+    return render
+
+
+def test_a_cut_out_figure_stands_before_white_or_what_is_asked_for(reference: Any) -> None:
+    edge = (slice(0, 4), slice(0, 4))
+    white, green = reference(), reference("--background", "#00ff00")
+    assert (white[edge] == 255).all()
+    assert (green[edge] == (0, 255, 0)).all()
+    centre = (slice(40, 56), slice(28, 36))
+    assert np.array_equal(white[centre], green[centre]), "the figure changed with what is behind it"
+    assert white[centre].std() > 0 or (white[centre] != 255).any()
+    ramp = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (96, 64, 3))
+    write_picture(Path("room.png"), np.dstack([ramp, np.full((96, 64), 255, np.uint8)]))
+    assert np.array_equal(reference("--background", "room.png")[0], ramp[0])
+
+
+def test_an_opaque_picture_keeps_its_ground_until_another_is_asked_for(stage: Stage, reference: Any) -> None:
+    from animx.image import read_picture
+
+    whole = read_picture(stage.figure).pixels.copy()
+    whole[..., 3] = 255
+    mask = read_picture(stage.figure).pixels[..., 3]
+    write_picture(Path("opaque.png"), whole)
+    write_picture(Path("mask.png"), np.dstack([mask, mask, mask, np.full_like(mask, 255)]))
+    opaque = Stage.__new__(Stage)
+    opaque.__dict__.update(stage.__dict__, figure=Path("opaque.png"))
+    ways = ("keep", "#0000ff", "blur")
+    found = {how: reference("--mask", "mask.png", "--background", how, on=opaque) for how in ways}
+    assert (found["#0000ff"][:4, :4] == (0, 0, 255)).all()
+    assert not (found["keep"][:4, :4] == (0, 0, 255)).all(axis=-1).any()
+    assert np.abs(found["blur"][:8] - found["keep"][:8]).max() < 60
+    assert not np.array_equal(found["blur"], found["keep"])
+
+
+def test_transparency_is_refused_and_a_transparent_picture_is_said_to_lie_on_white(stage: Stage) -> None:
+    refused(
+        stage.render("out.webm", "-q", "--background", "transparent"), 2, "fills the whole frame", "--engine puppet"
+    )
+    ran = good(stage.render("out.webm", "--dry-run"))
+    assert "white is put behind it" in ran.err
+
+
+# ---- leftovers ----
+
+
+def test_a_render_that_was_refused_leaves_no_job_behind(stage: Stage, reference: Any) -> None:
+    reference()
+    assert not list(Path().iterdir()), "an empty job folder would ask for --resume next time"
+    line = refused(stage.render("out.mp4", "--model", "nowhere"), 6, "nowhere")
+    assert line.endswith("animx weights list")
