@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+
 from animx_kernels.dispatch import Case, Inputs, Op
 
 torch.set_num_threads(1)
@@ -48,6 +51,13 @@ def triton_bodies() -> Iterator[None]:
     finally:
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[assignment]
         torch.use_deterministic_algorithms(strict, warn_only=warn)
+
+
+def environment(root: Path) -> dict[str, str]:
+    """For a child process: the checkout's packages, no mode, no interpreter."""
+    path = os.pathsep.join(str(root / folder) for folder in ("", "kernels", "trainer"))
+    clean = {name: value for name, value in os.environ.items() if name not in ("ANIMX_KERNELS", "TRITON_INTERPRET")}
+    return {**clean, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def small_cases(op: Op) -> dict[str, Case]:
@@ -144,6 +154,98 @@ def check_gradients(op: Op, case: Case, dtype: torch.dtype, *, seed: int = 0) ->
     return error
 
 
+class Traffic(NamedTuple):
+    """What launches of Triton bodies did in the interpreter, each byte once per launch that touches it."""
+
+    launches: int
+    bytes_read: int
+    bytes_written: int
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[Traffic]]:
+    """Within: count launches, loads and stores in the interpreter; the total is appended at the end."""
+    from triton.runtime import interpreter
+
+    builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
+    load, store, launch = builder.create_masked_load, builder.create_masked_store, executor.__call__
+    touched: list[tuple[list[Any], list[Any]]] = []
+
+    def note(pointers: Any, mask: Any, which: int) -> None:
+        size = pointers.get_element_ty().primitive_bitwidth // 8
+        touched[-1][which].append((np.asarray(pointers.data)[np.asarray(mask.data).astype(bool)].ravel(), size))
+
+    def watch_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        note(pointers, mask, 0)
+        return load(self, pointers, mask, *rest)
+
+    def watch_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        note(pointers, mask, 1)
+        return store(self, pointers, value, mask, *rest)
+
+    def watch_launch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        touched.append(([], []))
+        return launch(self, *args, **kwargs)
+
+    def total(which: int) -> int:
+        found = 0
+        for one in touched:
+            for size in {size for _, size in one[which]}:
+                found += size * np.unique(np.concatenate([at for at, width in one[which] if width == size])).size
+        return found
+
+    result: list[Traffic] = []
+    builder.create_masked_load, builder.create_masked_store = watch_load, watch_store
+    executor.__call__ = watch_launch
+    try:
+        yield result
+    finally:
+        builder.create_masked_load, builder.create_masked_store, executor.__call__ = load, store, launch
+    result.append(Traffic(len(touched), total(0), total(1)))
+
+
+def check_cost(op: Op, case: Case, dtype: torch.dtype = torch.float16) -> None:
+    """The declared launches and bytes are those of the Triton body, to the byte."""
+    inputs = case.make("cpu", dtype, 0)
+    told = op.cost(*inputs.args, **inputs.kwargs)
+    with triton_bodies():
+        op.function(*inputs.args, **inputs.kwargs)  # the interpreter is prepared
+        with watched() as seen:
+            op.function(*inputs.args, **inputs.kwargs)
+    assert seen == [Traffic(told.launches, told.bytes_read, told.bytes_written)], op.name
+
+
+@contextlib.contextmanager
+def last_program_only() -> Iterator[None]:
+    """Within: of each launch in the interpreter only the program with the highest number runs, along every axis.
+
+    Tensors are not copied back, so that outputs of many gigabytes take memory only where that program writes.
+    """
+    from triton.runtime import interpreter
+
+    executor, builder = interpreter.GridExecutor, interpreter.InterpreterBuilder
+    launch, place, restore = executor.__call__, builder.set_grid_idx, executor._restore_args_dev
+
+    def launch_last(self: Any, *args: Any, **kwargs: Any) -> Any:
+        asked = [*self.grid, 1, 1, 1][:3]
+
+        def place_last(me: Any, *_: int) -> None:
+            interpreter.interpreter_builder.grid_dim = tuple(asked)
+            place(me, *(size - 1 for size in asked))
+
+        self.grid, builder.set_grid_idx = (1, 1, 1), place_last
+        try:
+            return launch(self, *args, **kwargs)
+        finally:
+            builder.set_grid_idx = place
+
+    executor.__call__, executor._restore_args_dev = launch_last, lambda *_: None
+    try:
+        yield
+    finally:
+        executor.__call__, executor._restore_args_dev = launch, restore
+
+
 def check_opcheck(op: Op, case: Case) -> None:
     """Schema, fake implementation, autograd registration and compilation agree with what the operator does."""
     inputs = case.make("cpu", torch.float32, 0)
@@ -158,6 +260,7 @@ def check_opcheck(op: Op, case: Case) -> None:
 def check_compiles(op: Op, case: Case) -> None:
     """`torch.compile(fullgraph=True)` takes the operator whole and changes nothing."""
     inputs = case.make("cpu", torch.float32, 0)
+    torch._dynamo.reset()  # each operator is compiled anew, not the eighth variant of one lambda
     with mode("reference"):
         compiled = torch.compile(lambda *a: op.function(*a, **inputs.kwargs), fullgraph=True, backend="aot_eager")
         for one, other in zip(

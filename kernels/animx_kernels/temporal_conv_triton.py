@@ -4,7 +4,8 @@ A program of the convolution owns a block of pixels and a block of output channe
 segment.  Frame t is read once, normalised and activated once, and goes into three accumulators: the output of t-1
 (third tap, then complete and written), of t and of t+1.  So an activation is computed once per block of output channels
 and not three times, and no padded or gathered copy exists.  Addresses: a 64-bit base for each tile, 32-bit steps in it
-(the 64-bit tiles of pointers would take the registers of an accumulator).
+(64-bit tiles of pointers would take the registers of an accumulator); tensors whose pixels lie so far apart that a tile
+spans 2^31 elements are copied first.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -18,6 +19,9 @@ from torch import Tensor
 from animx_kernels.dispatch import Build, card, interpreted, tuned
 from animx_kernels.launch import Launch, adjacent, blocks, build, power, run
 from animx_kernels.temporal_conv import PART, TOKENS_PER_PART, channel_sums_shape, sums_shape
+
+WIDEST_TILE = 256
+"""More pixels than any tile has."""
 
 
 @triton.jit
@@ -270,6 +274,11 @@ def plan_affine(
     return Launch(norm_affine_kernel, (groups, batch), values, constants, 4, 1)
 
 
+def _near(x: Tensor) -> Tensor:
+    """x, or a contiguous copy where 32 bits do not reach across a tile of it."""
+    return adjacent(x) if abs(x.stride(2)) * WIDEST_TILE < 2**31 else x.contiguous()
+
+
 def temporal_conv_forward(
     x: Tensor,
     weight: Tensor,
@@ -286,13 +295,9 @@ def temporal_conv_forward(
     if not y.numel():
         return y, sums.zero_()
     scale, offset = (None if one is None else one.to(torch.float32).contiguous() for one in (scale, offset))
-    added = None if residual is None else adjacent(residual)
     to = sums if stats else None
-    run(
-        plan_conv(
-            adjacent(x), weight, bias.contiguous(), scale, offset, silu, added, y, to, card(x.device), interpreted()
-        )
-    )
+    x, added = _near(x), None if residual is None else _near(residual)
+    run(plan_conv(x, weight, bias.contiguous(), scale, offset, silu, added, y, to, card(x.device), interpreted()))
     return y, sums
 
 
