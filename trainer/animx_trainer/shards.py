@@ -32,7 +32,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from animx.atomic import writing, writing_folder
+from animx.atomic import output_error, writing, writing_folder
 from animx.errors import InputError
 
 SCHEMA = 1
@@ -89,6 +89,10 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 def write_folder(folder: Path, clip: Contents) -> None:
     """Write a clip to `folder/KEY`, whole or not at all; an unfinished or older one of that name is replaced."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(folder, error) from error
     with writing_folder(folder / clip.key, overwrite=True) as place:
         rows = []
         for name, data in clip.files.items():

@@ -1,0 +1,188 @@
+"""The loader: the order of samples follows from the seed alone, workers change nothing, and a dead one is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass, fields
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prepared import dataset
+
+from animx.errors import BatchError, InputError, UsageError
+from animx_trainer.data import clip_source
+from animx_trainer.loader import batches
+from animx_trainer.sample import ClipSource, Sample
+from animx_trainer.sources import serial_batches
+
+torch = pytest.importorskip("torch", reason="needs the 'model' extra")
+torch.set_num_threads(1)
+
+FRAMES, SIZE = 4, (48, 64)
+PLAIN = {"epi": "epi", "clip_size": 32}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> ClipSource:
+    """Seven prepared clips."""
+    return clip_source(dataset(tmp_path_factory.mktemp("data") / "set", [9, 8, 7, 6, 9, 8, 7]), FRAMES, SIZE, PLAIN)
+
+
+def told(samples: list[Sample]) -> list[bytes]:
+    """Every byte of the samples."""
+    found = []
+    for sample in samples:
+        values = [getattr(sample, one.name) for one in fields(sample)]
+        parts = [v.tobytes() if isinstance(v, np.ndarray) else repr(v).encode() for v in values]
+        found.append(b"".join(parts))
+    return found
+
+
+def steps(source: ClipSource, count: int, **options: int) -> list[list[bytes]]:
+    made = batches(source, **{"seed": 3, "batch": 4, **options})
+    found = [told(samples) for samples in islice(made, count)]
+    made.close()
+    return found
+
+
+def test_workers_change_no_byte_and_no_order(clips: ClipSource) -> None:
+    here = steps(clips, 5)
+    assert steps(clips, 5, workers=2) == here
+    assert steps(clips, 5, seed=4) != here
+
+
+def test_the_loader_gives_what_the_plain_one_gives(clips: ClipSource) -> None:
+    plain = [told(samples) for samples in islice(serial_batches(clips, seed=3, batch=4), 4)]
+    assert steps(clips, 4) == plain
+
+
+def test_ranks_share_what_one_process_would_see(clips: ClipSource) -> None:
+    whole = steps(clips, 3)
+    halves = [steps(clips, 3, ranks=2, rank=rank) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+
+
+def test_a_resume_in_the_middle_of_an_epoch_goes_on_with_the_same_bytes(clips: ClipSource) -> None:
+    whole = steps(clips, 5)  # an epoch is 7 samples: steps 1 and 3 reach over its end
+    for start in (1, 2, 4):
+        assert steps(clips, 5 - start, start_step=start) == whole[start:]
+    assert steps(clips, 2, start_step=3, workers=1) == whole[3:]
+
+
+def test_each_epoch_shows_every_clip_once(clips: ClipSource) -> None:
+    origins = [s.origin for samples in islice(batches(clips, seed=1, batch=7), 3) for s in samples]
+    for epoch in range(3):
+        assert len(set(origins[epoch * 7 : epoch * 7 + 7])) == 7
+    assert origins[:7] != origins[7:14]
+
+
+def test_keys_are_the_global_numbers_of_samples(clips: ClipSource) -> None:
+    made = list(islice(batches(clips, seed=1, batch=4, ranks=2, rank=1, start_step=2), 2))
+    assert [[s.key for s in samples] for samples in made] == [[10, 11], [14, 15]]
+
+
+@dataclass
+class Stand:
+    """A source whose clip 3 makes trouble."""
+
+    trouble: str = ""
+    pause_s: float = 0.0
+
+    def __len__(self) -> int:
+        return 5
+
+    def sample(self, index: int, seed: int) -> Sample:
+        time.sleep(self.pause_s)
+        if index == 3 and self.trouble == "bad":
+            raise InputError("shard.tar, clip three: pose.npz is damaged")
+        if index == 3 and self.trouble == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index == 3 and self.trouble == "bug":
+            raise ZeroDivisionError("a bug")
+        small = np.full((2, 3, 4, 4), index, np.float32)
+        return Sample(-1, small[0], small, np.zeros((2, 2, 18), np.float32), small, small[1:])
+
+
+def test_a_worker_that_dies_is_told_with_the_step(clips: ClipSource) -> None:
+    with pytest.raises(BatchError, match=r"worker died at step \d+.*(killed|exited).*data\.workers"):
+        list(islice(batches(Stand("die"), seed=0, batch=2, workers=2), 20))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_data_is_the_same_one_line_from_here_and_from_a_worker(workers: int) -> None:
+    with pytest.raises(InputError) as refused:
+        list(islice(batches(Stand("bad"), seed=0, batch=2, workers=workers), 20))
+    assert str(refused.value) == "shard.tar, clip three: pose.npz is damaged"
+
+
+def test_a_bug_in_a_worker_stays_a_bug() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(islice(batches(Stand("bug"), seed=0, batch=2, workers=1), 20))
+
+
+def test_closing_stops_the_workers() -> None:
+    import multiprocessing
+
+    before = set(multiprocessing.active_children())
+    made = batches(Stand(), seed=0, batch=2, workers=2)
+    next(made)
+    started = set(multiprocessing.active_children()) - before
+    assert len(started) == 2
+    made.close()
+    for child in started:
+        child.join(10)
+        assert not child.is_alive()
+
+
+def test_workers_make_steps_while_the_consumer_works() -> None:
+    slow = Stand(pause_s=0.02)  # 80 ms a step by one worker, 40 ms by two
+    made = batches(slow, seed=0, batch=4, workers=2)
+    next(made)
+    waits = []
+    for _ in range(8):
+        time.sleep(0.08)  # the consumer
+        begun = time.perf_counter()
+        next(made)
+        waits.append(time.perf_counter() - begun)
+    made.close()
+    assert np.median(waits) < 0.04, waits  # alone it would be 0.08
+
+
+@pytest.mark.parametrize(("batch", "ranks", "rank"), [(3, 2, 0), (4, 2, 2), (0, 1, 0)])
+def test_a_batch_that_cannot_be_shared_is_refused(batch: int, ranks: int, rank: int, clips: ClipSource) -> None:
+    with pytest.raises(UsageError, match="cannot be shared"):
+        batches(clips, seed=0, batch=batch, ranks=ranks, rank=rank)
+
+
+@pytest.mark.slow
+def test_shards_keep_a_consumer_of_50_ms_a_step_fed(tmp_path: Path) -> None:
+    """Batch 4 x 16 frames at 128 px: the workers' own CPU time stays below the two cores' share of a step.
+
+    CPU time, not waiting: other work on the machine delays but does not make it more.
+    """
+    import resource
+
+    from animx.canvas import Canvas
+
+    canvas = Canvas(128, 128)
+    folder = dataset(tmp_path / "set", [40] * 6, canvas=canvas)
+    source = clip_source(folder, 16, (128, 128), {"clip_size": 128})
+    source.sample(0, 0)  # compiled code is read once, before the workers begin
+
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    begun, count = spent(), 24
+    made = batches(source, seed=0, batch=4, workers=2)
+    for _ in range(count):
+        next(made)
+    made.close()
+    del made
+    per_step = (spent() - begun) / count
+    print(f"{1000 * per_step:.0f} ms of CPU a step on two workers")
+    assert per_step < 2 * 0.150  # 100 ms on idle cores; shared ones spend up to twice as much on the same
