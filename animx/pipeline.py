@@ -38,7 +38,7 @@ from animx.driving import (
     unseen_poses,
 )
 from animx.engine import Background, Engine, Plan, RenderJob, no_progress
-from animx.errors import InputError, UsageError, WeightsError
+from animx.errors import OutOfMemoryError, UsageError
 from animx.job import forget, has_chunks, is_unfinished, job_folder
 from animx.pose.sequence import PoseSequence
 from animx.prepare import (
@@ -178,9 +178,10 @@ def render(
         begun = job.folder is not None and is_unfinished(job.folder)
         try:
             recipe = _write(engine, job, result, options, audio, overwrite, warned, on_progress)
-        except (InputError, WeightsError):
-            if job.folder is not None and not begun and not has_chunks(job.folder):
-                forget(job.folder)  # refused before any work was done: nothing to go on with
+        except Exception as error:
+            keeps = isinstance(error, (UsageError, OutOfMemoryError)) or begun
+            if job.folder is not None and not keeps and not has_chunks(job.folder):
+                forget(job.folder)  # it failed before a part was done: nothing to go on with
             raise
         if job.folder is not None:
             forget(job.folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +102,42 @@ def test_a_render_that_was_refused_leaves_no_job_behind(stage: Stage, reference:
     assert not list(Path().iterdir()), "an empty job folder would ask for --resume next time"
     line = refused(stage.render("out.mp4", "--model", "nowhere"), 6, "nowhere")
     assert line.endswith("animx weights list")
+
+
+# ---- weights that load and mean nothing ----
+
+
+SIZES = [
+    {"unet": {"width": -3}},
+    {"unet": {"width": 10**9}},
+    {"unet": {"widht": 32}},
+    {"unet": {"width": "x"}},
+    {"vae": {"width": "x"}},
+    {"vae": {"wdth": 3}},
+    {"vision": {"heads": 0}},
+    {"text": {"heads": 0}},
+]
+
+
+@pytest.mark.parametrize("change", SIZES, ids=[str(one) for one in SIZES])
+def test_sizes_that_describe_no_model_are_exit_6(stage: Stage, change: dict[str, Any]) -> None:
+    shutil.copytree(stage.release, "model")
+    path = Path("model/animx.json")
+    sizes = json.loads(path.read_text())
+    path.write_text(json.dumps({**sizes, **{part: {**sizes[part], **more} for part, more in change.items()}}))
+    refused(stage.render("out.mp4", "-q", "--model", "model"), 6, "animx.json")
+    assert [one.name for one in Path().iterdir()] == ["model"]
+
+
+def test_a_network_that_gives_no_numbers_is_exit_6_and_not_a_black_film(stage: Stage) -> None:
+    import torch
+
+    from animx.weights import read_state
+
+    shutil.copytree(stage.release, "model")
+    path = Path("model/animate-x_ckpt.pth")
+    state = {name: value.clone() for name, value in read_state(path).items()}
+    state["out.2.bias"].fill_(float("nan"))
+    torch.save(state, path)
+    refused(stage.render("out.mp4", "-q", "--model", "model"), 6, "no numbers", "step 1", "animx weights check")
+    assert [one.name for one in Path().iterdir()] == ["model"]

@@ -76,7 +76,7 @@ def read_sizes(folder: Path) -> Sizes:
         if "multipliers" in parts["vae"]:
             parts["vae"]["multipliers"] = tuple(parts["vae"]["multipliers"])
         return Sizes(UNetConfig(**unet), **parts)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, UsageError, RecursionError) as error:
         raise WeightsError(f"{path}: not a table of model sizes ({error})") from error
 
 
@@ -113,13 +113,17 @@ def _load_released(folder: Path, changes: Mapping[str, Any], stored: bool) -> Co
     paths = {part: released_file(folder, part) for part in ("unet", "vae", "clip")}
     # A file that cannot be read is told before the seconds that building the largest network takes.
     states = {part: read_state(path) for part, path in paths.items()}
-    unet = _unet_of(states.pop("unet"), paths["unet"], _changed(sizes.unet, changes), stored)
+    unet_config = _changed(sizes.unet, changes)
+    try:
+        with torch.device("meta"):
+            vae = build_vae(**sizes.vae)
+            vision = build_vision(**sizes.vision)
+            text = build_text(**sizes.text)
+    except Exception as error:  # the libraries raise many kinds for sizes that do not go together
+        raise WeightsError(f"{folder / SIZES}: its sizes describe no model ({_first_line(error)})") from error
+    unet = _unet_of(states.pop("unet"), paths["unet"], unet_config, stored)
     state = states.pop("vae")
     inner = {k.removeprefix(VAE_PREFIX): v for k, v in state.items() if k.startswith(VAE_PREFIX)}
-    with torch.device("meta"):
-        vae = build_vae(**sizes.vae)
-        vision = build_vision(**sizes.vision)
-        text = build_text(**sizes.text)
     _assign(vae, vae_state(vae, inner or state), paths["vae"], stored)
     clip = states.pop("clip")
     _assign(vision, vision_state(vision, clip), paths["clip"], stored)
@@ -138,8 +142,11 @@ def load_unet(path: Path, config: UNetConfig, stored: bool = False) -> AnimateXU
 
 
 def _unet_of(state: Mapping[str, Tensor], path: Path, config: UNetConfig, stored: bool) -> AnimateXUNet:
-    with torch.device("meta"):
-        unet = AnimateXUNet.build(config)
+    try:
+        with torch.device("meta"):
+            unet = AnimateXUNet.build(config)
+    except Exception as error:
+        raise WeightsError(f"{path.parent / SIZES}: its sizes describe no network ({_first_line(error)})") from error
     table = "pose_embedding_before.pos_embed.pos_table"
     if table in state and config.motion != "none":
         own = unet.keypoint_encoder.positions
@@ -198,6 +205,11 @@ def _settled(value: Tensor) -> Tensor:
     """
     value = value.float().contiguous()
     return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _say(missing: Any, unexpected: Any, shapes: Any) -> str:
@@ -270,8 +282,7 @@ def _load_converted(folder: Path, changes: Mapping[str, Any], stored: bool) -> C
             vae = AutoencoderKL.from_config(settings["vae"])
             vision = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(settings["image_encoder"]))
     except Exception as error:  # the libraries raise many kinds for damaged settings; each means the same to a user
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{folder}: its config.json files describe no model ({first})") from error
+        raise WeightsError(f"{folder}: its config.json files describe no model ({_first_line(error)})") from error
     for part, model in (("unet", unet), ("vae", vae), ("image_encoder", vision)):
         _assign(model, _part_state(folder / part), folder / part, stored, whole=True)
     return Components(unet, vae, vision, prompt.float())

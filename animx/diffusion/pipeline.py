@@ -27,7 +27,7 @@ from animx.diffusion.placing import Placing
 from animx.diffusion.ranks import Ranks
 from animx.diffusion.render import Drift, Hooks, Settings, render_clip
 from animx.diffusion.sampler import Guidance
-from animx.errors import UsageError
+from animx.errors import UsageError, WeightsError
 from animx.job import ChunkStore
 from animx.pose.sequence import PoseSequence
 from animx.weights import find_model, write_hashes
@@ -43,6 +43,23 @@ class AnimateXOutput:
 
     frames: NDArray[np.uint8]  # [N, H, W, 3] RGB
     drift: Drift
+
+
+LatentHook = Callable[[int, int, int, Tensor], Tensor | None]
+
+
+def _finite(inner: LatentHook | None) -> LatentHook:
+    """`inner` after a look at the latents: what is no number would come out as a black picture, and be kept."""
+
+    def on_latents(segment: int, index: int, timestep: int, latents: Tensor) -> Tensor | None:
+        if not bool(torch.isfinite(latents).all()):
+            raise WeightsError(
+                f"the network gave no numbers (NaN or infinity) at step {index + 1} of segment {segment + 1}. Try "
+                "--dtype bfloat16 or float32, or compare the weights: animx weights check"
+            )
+        return None if inner is None else inner(segment, index, timestep, latents)
+
+    return on_latents
 
 
 class AnimateXPipeline:
@@ -136,13 +153,14 @@ class AnimateXPipeline:
         custom = None if isinstance(self.scheduler, str) else self.scheduler
         if store is not None and (custom is not None or generator is not None):
             raise UsageError("a job folder cannot keep a scheduler object or a generator. Use names and seeds")
+        hooks = hooks or Hooks()
         yield from render_clip(
             self.placing,
             clip,
             settings,
             store=store,
             drift=drift,
-            hooks=hooks,
+            hooks=replace(hooks, on_latents=_finite(hooks.on_latents)),
             ranks=ranks,
             scheduler=custom,
             generator=generator,
