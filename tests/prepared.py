@@ -108,9 +108,9 @@ def block_frame(x: float, *, ground: int = 40, second: float | None = None, heig
     frame = np.full((160, 144, 3), ground, np.uint8)
     frame[:, ::2, 2] = 90
     top = 20
-    for middle in (x, second):
+    for middle, half in ((x, 8), (second, 5)):
         if middle is not None:
-            frame[top : top + height, round(middle) - 8 : round(middle) + 8] = 255
+            frame[top : top + height, round(middle) - half : round(middle) + half] = 255
     return frame
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -69,9 +69,11 @@ def prepare_video(
     path: Path,
     folder: Path,
     cutting: Cutting,
-    make_backend: Callable[[str | None], PoseBackend] = _backend,
+    backend: PoseBackend | None = None,
 ) -> dict[str, Any]:
-    """Write the clips of a video to `folder`; returns `hash`, `frames`, `clips` and `dropped` as plain values.
+    """Write the clips of a video to `folder`; returns `hash`, `frames`, `cuts`, `clips` and `dropped` as plain values.
+
+    `backend` None: the one that `cutting` names, made once a process.
 
     A video that cannot be read to its end is an `InputError`, and none of its clips is used.
     """
@@ -87,7 +89,7 @@ def prepare_video(
     prefix = f"{stem}-{digest[:8]}"
     kept: list[tuple[int, Kept]] = []
     dropped: list[dict[str, Any]] = []
-    backend = make_backend(cutting.backend)
+    backend = backend or _backend(cutting.backend)
     for first, here, poses in _poses(stream, shots, backend, cutting.checks.min_frames, path.name):
         if poses is None:
             dropped.append({"frames": [first, first + here.frames], "why": here.why})

@@ -155,11 +155,11 @@ def _begin(home: Path, options: PrepareOptions, overwrite: bool) -> None:
             )
         log.info("%s: goes on with what was prepared before", home)
         return
-    if home.exists() and any(home.iterdir()):
+    if home.exists() and any(entry.name != WORK for entry in home.iterdir()):
         raise UsageError(f"{home} holds other things. Choose a new folder")
     try:
-        (home / WORK / CLIPS).mkdir(parents=True)
-        (home / WORK / "videos").mkdir()
+        (home / WORK / CLIPS).mkdir(parents=True, exist_ok=True)
+        (home / WORK / "videos").mkdir(exist_ok=True)
         with writing(known) as part:
             part.write_text(plan)
     except OSError as error:
