@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hall import refused
+from hall import FAKE_POSE, animx, installed, make_package, refused
 
 pytest.importorskip("torch", reason="needs the 'model' extra")
 pytest.importorskip("diffusers", reason="needs the 'model' extra")
@@ -141,3 +143,40 @@ def test_a_network_that_gives_no_numbers_is_exit_6_and_not_a_black_film(stage: S
     torch.save(state, path)
     refused(stage.render("out.mp4", "-q", "--model", "model"), 6, "no numbers", "step 1", "animx weights check")
     assert [one.name for one in Path().iterdir()] == ["model"]
+
+
+# ---- the page ----
+
+
+PAGE = (DOCS / "full-model.md").read_text(encoding="utf-8")
+WRITTEN = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
+
+
+def test_the_page_shows_what_is_run_here_and_under_torchrun() -> None:
+    assert len([line for line in WRITTEN if line.startswith("animx render")]) == 4
+    assert [line.split()[0] for line in WRITTEN[4:]] == ["torchrun"]  # run by the tests of several processes
+
+
+@pytest.mark.parametrize("line", WRITTEN[:4])
+def test_every_command_of_the_page_runs(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    from animx.canvas import Canvas
+    from animx.image import read_picture, resize
+    from animx.pose.formats import write_poses
+    from animx.video import open_frames, open_writer
+
+    monkeypatch.setenv("ANIMX_WEIGHTS", str(tmp_path / "weights"))
+    shutil.copytree(stage.release, tmp_path / "weights" / "animate-x")
+    write_picture(Path("ref.png"), resize(read_picture(stage.figure).pixels, Canvas(64, 96)))
+    write_poses(stage.poses.cut(0, 2), Path("dance.pose.json"))
+    with open_writer("dance.mp4", Canvas(128, 192), stage.poses.fps) as writer:
+        for frame in list(open_frames(stage.clip))[:2]:
+            writer.write(frame.pixels)
+    make_package(tmp_path, "fakepose", FAKE_POSE, {"animx.pose_backends": {"fake": "fakepose:Fake"}})
+    # The best net that is installed, and the 31 steps by default, are not this test's.
+    more = ["--ref-pose", "fit"] if "pose.json" in line else ["--backend", "fake"]
+    with installed(tmp_path):
+        good(animx(*shlex.split(line)[1:], *more, "--device", "cpu", "--steps", "2", "-q"))
+    made = sorted(path.name for path in Path().glob("ref_*"))
+    assert made == ([] if "--dry-run" in line else ["ref_dance.mp4", "ref_dance.mp4.json"])
