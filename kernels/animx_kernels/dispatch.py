@@ -31,7 +31,7 @@ MODES = ("auto", "reference", "interpret")
 
 MODULES = (
     "geglu", "group_norm_silu", "add_layer_norm", "temporal_conv", "motion_attention", "temporal_attention",
-    "guided_step",
+    "guided_step", "selective_scan",
 )  # fmt: skip
 """The files of the operators; importing one registers what it defines in `OPS`."""
 
