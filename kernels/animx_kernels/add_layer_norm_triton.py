@@ -200,19 +200,17 @@ def layer_norm_gradient(
 
 
 def builds(which: str, capability: int) -> list[Build]:
-    """Launches of `which` at the official widths, in bfloat16."""
+    """Launches of `which` at the widest official level, in bfloat16."""
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, device="meta", dtype=torch.bfloat16)
 
-    found: list[Launch] = []
-    for rows, width in ((202752, 320), (12672, 1280)):
-        x, weight = empty(rows, width), empty(width)
-        if which == "layer_norm_backward":
-            partial = torch.empty((blocks(rows, ROWS_PER_PART), 2, width), device="meta")
-            found += plan_backward(x, x, weight, x, x, partial, (weight, weight), 1e-5, capability)[: 1 if found else 2]
-        elif which == "layer_norm":
-            found.append(plan(x, None, weight, weight, None, x, 1e-5, capability))
-        else:
-            found.append(plan(x, x, weight, weight, x, x, 1e-5, capability))
-    return [build(launch) for launch in found]
+    x, weight = empty(12672, 1280), empty(1280)
+    if which == "layer_norm_backward":
+        partial = torch.empty((blocks(x.shape[0], ROWS_PER_PART), 2, 1280), device="meta")
+        return [
+            build(launch) for launch in plan_backward(x, x, weight, x, x, partial, (weight, weight), 1e-5, capability)
+        ]
+    if which == "layer_norm":
+        return [build(plan(x, None, weight, weight, None, x, 1e-5, capability))]
+    return [build(plan(x, x, weight, weight, x, x, 1e-5, capability))]

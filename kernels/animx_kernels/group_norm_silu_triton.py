@@ -226,17 +226,15 @@ def group_norm_silu_forward(
 
 
 def builds(capability: int) -> list[Build]:
-    """A skip connection with a shift (all that the bodies can do) and a plain whole clip, in bfloat16."""
+    """Both launches for a skip connection with a shift, all that the bodies can do, in bfloat16."""
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, device="meta", dtype=torch.bfloat16)
 
-    found: list[Build] = []
-    for instances, tokens, first, second in ((33, 6144, 640, 320), (1, 33 * 6144, 320, 0)):
-        channels = first + second
-        partial = torch.empty((instances, parts(instances, tokens, channels), 2, channels), device="meta")
-        x, y = empty(instances, tokens, first), empty(instances, tokens, channels)
-        shift, other = (empty(instances, channels), empty(instances, tokens, second)) if second else (None, None)
-        planned = plan(x, empty(channels), empty(channels), 32, 1e-5, True, shift, other, partial, y, capability)
-        found += [build(launch) for launch in planned]
-    return found
+    instances, tokens, first, second = 33, 6144, 640, 320
+    channels = first + second
+    partial = torch.empty((instances, parts(instances, tokens, channels), 2, channels), device="meta")
+    x, other, y = (empty(instances, tokens, width) for width in (first, second, channels))
+    shift, weight = empty(instances, channels), empty(channels)
+    planned = plan(x, weight, weight, 32, 1e-5, True, shift, other, partial, y, capability)
+    return [build(launch) for launch in planned]

@@ -332,12 +332,9 @@ def builds(which: str, capability: int) -> list[Build]:
         channels = 320
         sums, to = empty(1, 384, channels, 2, dtype=torch.float32), empty(1, channels, dtype=torch.float32)
         return [build(plan_affine(sums, empty(channels), empty(channels), to, to, 32, 33 * 6144, 1e-5))]
-    found: list[Launch] = []
-    for tokens, channels in ((6144, 320), (384, 1280)):
-        x = empty(1, 33, tokens, channels)
-        weight = empty(channels, 3, channels).transpose(1, 2)
-        affine = empty(1, channels, dtype=torch.float32)
-        sums = empty(*sums_shape(x, weight, True), dtype=torch.float32)
-        bias = empty(channels)
-        found.append(plan_conv(x, weight, bias, affine, affine, True, x, x, sums, capability, widen=False))
-    return [build(launch) for launch in found]
+    tokens, channels = 6144, 320
+    x, bias = empty(1, 33, tokens, channels), empty(channels)
+    weight = empty(channels, 3, channels).transpose(1, 2)
+    affine = empty(1, channels, dtype=torch.float32)
+    sums = empty(*sums_shape(x, weight, True), dtype=torch.float32)
+    return [build(plan_conv(x, weight, bias, affine, affine, True, x, x, sums, capability, widen=False))]
