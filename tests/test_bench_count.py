@@ -167,6 +167,39 @@ def test_the_released_operators_compute_what_the_network_computes(sees: bool) ->
     assert (ours - theirs).abs().max() <= 1e-5 * ours.abs().max()
 
 
+# ---- gates for ours -------------------------------------------------------------------------------------------------
+
+GATES = {"launches": 1500, "gigabytes": 260, "casts": 0, "copies": 20, "conditions": 0, "waits": 0}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_the_fused_network_stays_within_its_gate(name: str) -> None:
+    assert report.figures(counted("animx"))[name] <= GATES[name]
+
+
+def test_the_fused_network_computes_less_than_the_released_one() -> None:
+    released, ours = (report.figures(counted(stack))["teraflops"] for stack in ("released", "animx"))
+    assert 0.97 * released < ours <= (1 - 0.014) * released
+
+
+def test_the_fused_network_does_all_the_work_that_cannot_be_folded_away() -> None:
+    """What must be left: every convolution, and attention between pixels and over slots, to the last FLOP."""
+    released, ours = rows(counted("released")), rows(counted("animx"))
+    assert ours["conv 3x3"].flops == released["conv 3x3"].flops
+    assert ours["animx::temporal_conv"].flops == released["temporal conv"].flops
+    assert ours["animx::temporal_attention"].flops == released["temporal self-attention"].flops
+    pixels = ("spatial self-attention", "pose twin self-attention", "cross-attention, context")
+    mine = sum(entry.flops for entry in counted("animx").forward if entry.kind == "attention")
+    assert mine == sum(released[name].flops for name in pixels)
+
+
+def test_the_plain_network_casts_nothing_and_prepares_its_conditions() -> None:
+    found = report.figures(counted("plain"))
+    assert found["conditions"] == 0
+    assert found["casts"] == 0
+    assert found["teraflops"] <= (1 - 0.014) * report.figures(counted("released"))["teraflops"]
+
+
 # ---- the counter itself ---------------------------------------------------------------------------------------------
 
 
@@ -368,6 +401,24 @@ def test_picture_codec_and_image_encoder_cost_what_was_published() -> None:
     assert report.total(decoding(32, 512, 768)).flops / 1e12 == pytest.approx(121.5, abs=0.05)
     assert report.total(encoding(512, 768)).flops / 1e12 == pytest.approx(1.70, abs=0.005)
     assert report.total(image_vectors(33)).flops / 1e12 == pytest.approx(11.0, abs=0.05)
+
+
+def test_convolutions_keep_the_layout_that_cudnn_keeps() -> None:
+    with pretend():
+        x = torch.zeros(2, 8, 5, 6, device="cuda", dtype=torch.float16)
+        weight = torch.zeros(4, 8, 3, 3, device="cuda", dtype=torch.float16)
+        last = torch.channels_last
+        assert F.conv2d(x, weight).is_contiguous()
+        for one, other in ((torch.clone(x, memory_format=last), weight), (x, torch.clone(weight, memory_format=last))):
+            assert F.conv2d(one, other).is_contiguous(memory_format=last)
+            assert not F.conv2d(one, other).is_contiguous()
+
+
+def test_attention_leaves_the_heads_of_a_token_side_by_side() -> None:
+    with pretend():
+        q = torch.zeros(2, 3, 10, 16, device="cuda", dtype=torch.float16)
+        work = lambda: F.scaled_dot_product_attention(q, q, q).transpose(1, 2).reshape(2, 10, 48)  # noqa: E731
+        assert [entry.kind for entry in log_of(work)] == ["attention"]
 
 
 def test_zero_size_of_an_empty_tensor() -> None:

@@ -9,6 +9,7 @@ import click
 
 from animx.cli import Group
 from animx.cli import options as o
+from animx.cli.count import count
 from animx.cli.output import Output
 
 
@@ -74,5 +75,5 @@ def io(out: Output, frames: int) -> None:
     _show(out, bench_io(frames))
 
 
-for one in (puppet, pose, io):
+for one in (puppet, pose, io, count):
     bench.add_command(one)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 aten = torch.ops.aten
@@ -85,6 +86,17 @@ _IN_OTHER_WORDS: dict[str, Callable[..., Any]] = {
 }
 
 
+def _conv_layout(x: Tensor, weight: Tensor, backend: Any) -> torch.memory_format:
+    """The layout of a convolution's result as cuDNN has it: channels-last as soon as the input or the weights are.
+
+    A PyTorch without cuDNN would answer for the convolutions it has itself.
+    """
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    if last is not None and last in (suggest_memory_format(x), suggest_memory_format(weight)):
+        return last
+    return torch.contiguous_format
+
+
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
     """Inside, the attribute `name` of a class or module is `new`."""
@@ -116,6 +128,7 @@ def pretend() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, other in _IN_OTHER_WORDS.items():
             stack.enter_context(replaced(Tensor, name, _said(name, other)))
+        stack.enter_context(replaced(torch._C, "_conv_determine_backend_memory_format", _conv_layout))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
 
