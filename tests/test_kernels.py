@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import logging
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,11 @@ def test_triton_is_there_wherever_torch_is() -> None:
     assert dispatch.has_triton(), "torch is installed and triton is not: pip install 'animx[kernels]'"
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize(("name", "case"), CASES)
+STORED = [(name, case, dtype) for name in MINE for number, case in enumerate(gates.small_cases(OPS[name]))
+          for dtype in TYPES if dtype == "float32" or number < 2]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "case", "dtype"), STORED)
 def test_the_triton_body_equals_the_float64_reference(name: str, case: str, dtype: str) -> None:
     gates.check_forward(OPS[name], _case(name, case), TYPES[dtype])
 
@@ -74,7 +76,7 @@ def test_the_operator_compiles_in_a_full_graph(name: str) -> None:
 
 
 @pytest.mark.skipif(gates.CUDA, reason="counts in the interpreter")
-@pytest.mark.parametrize(("name", "case"), [(n, c) for n, c in CASES if n not in PLAIN and "64 frames" not in c])
+@pytest.mark.parametrize(("name", "case"), [(n, c) for n, c in CASES if n not in PLAIN and "frames" not in c])
 def test_the_declared_cost_is_what_the_body_loads_and_stores(name: str, case: str) -> None:
     gates.check_cost(OPS[name], _case(name, case))
 
@@ -159,7 +161,7 @@ def test_temporal_convolution_is_conv3d_after_norm_and_silu() -> None:
 
 
 @pytest.mark.skipif(gates.CUDA, reason="chooses blocks for the interpreter")
-@pytest.mark.parametrize("segments", [1, 2, 4])
+@pytest.mark.parametrize("segments", [2, 4])
 @pytest.mark.parametrize("pixels", [16, 64])
 def test_segments_of_a_clip_join_without_a_seam(segments: int, pixels: int) -> None:
     case = _case("temporal_conv", "33 frames" if pixels == 16 else "all")
@@ -234,17 +236,15 @@ def test_a_reference_taken_for_a_reason_says_so_once(caplog: pytest.LogCaptureFi
     assert [r.getMessage() for r in caplog.records] == ["add_layer_norm: plain PyTorch is used (rows of 9000 channels)"]
 
 
-def test_the_package_alone_needs_no_torch_and_no_triton_on_the_reference_path(root: Path) -> None:
-    code = (
-        "import sys, animx_kernels\n"
-        "assert 'torch' not in sys.modules\n"
-        "import torch\n"
-        "from animx_kernels.dispatch import load_ops\n"
-        "from animx_kernels.geglu import geglu\n"
-        "load_ops(); geglu(torch.zeros(2, 4))\n"
-        "assert not [name for name in sys.modules if name.startswith('animx_kernels') and name.endswith('_triton')]\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, env=gates.environment(root))
+def test_bodies_are_imported_only_where_they_are_launched() -> None:
+    """Triton is no dependency of a CPU torch: no file of an operator imports it, or its bodies, at the start."""
+    folder = Path(dispatch.__file__).parent
+    for path in folder.glob("*.py"):
+        if not path.stem.endswith("_triton"):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                assert not [n for n in names if n.startswith("triton") or n.endswith("_triton")], path.name
 
 
 FAR = 2**30
