@@ -194,7 +194,8 @@ def load_config(name: str, sets: Iterable[str] = ()) -> TrainConfig:
 
 
 FREE = ("log", "steps", "data.workers", "data.path", "parallel", "accumulate", "activation_checkpointing")
-"""What may differ when a run is taken up again: it changes no number of the run (`steps` with a constant rate)."""
+"""What may differ when a run is taken up again: it changes no number of the run, or its rounding only (`accumulate`,
+`parallel`); `steps` only with a constant rate."""
 
 
 def settled(config: TrainConfig) -> dict[str, Any]:

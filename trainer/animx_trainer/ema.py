@@ -33,8 +33,9 @@ class Ema:
         """Take in the parameters as they are after `step` (0-based)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                local(self.average[name]).lerp_(local(parameter.detach()), 1 - decay)
+            averages = [local(value) for value in self.average.values()]
+            weights = [local(parameter.detach()) for parameter in self.parameters.values()]
+            torch._foreach_lerp_(averages, weights, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -123,11 +123,15 @@ def load_partially(unet: AnimateXUNet, state: Mapping[str, Tensor], source: str)
         )
     unet.load_state_dict({name: value.to(fresh[name].dtype) for name, value in taken.items()}, strict=False)
     new = tuple(name for name in fresh if name not in taken)
-    zeroed = tuple(_silence(unet, set(new)))
+    # Behind new input channels of zeros, an encoder that gives zeros too would never get a gradient.
+    heard = {name for name in new if not (widened and name.split(".")[0] in DENSE)}
+    zeroed = tuple(_silence(unet, heard))
     ignored = tuple(sorted(set(theirs) - set(own)))
     return Report(source, len(taken), share, new, tuple(widened), tuple(reshaped), zeroed, ignored)
 
 
+DENSE = ("local_image", "local_image_frames", "dwpose", "dwpose_frames")
+"""Parts whose effect passes through the input channels beside the latent, and nowhere else."""
 COMPUTED = ("keypoint_encoder.positions",)
 """Entries of the state dict that are computed, whatever a file says (the table's length follows the clips)."""
 

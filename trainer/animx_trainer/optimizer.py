@@ -70,7 +70,7 @@ def make_optimizer(parts: list[Group], config: OptimizerConfig) -> torch.optim.A
         }
         for part in parts
     ]
-    return torch.optim.AdamW(settings, betas=config.betas, eps=config.eps)
+    return torch.optim.AdamW(settings, betas=config.betas, eps=config.eps, foreach=True)
 
 
 def rate(config: OptimizerConfig, step: int, steps: int) -> float:
