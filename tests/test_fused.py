@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +21,8 @@ from animx.model.fused import FusedUNet  # noqa: E402
 from animx.model.unet import AnimateXUNet  # noqa: E402
 from tests.small_unet import LATENT, random_inputs, randomised  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[1]
+
 SMALL = UNetConfig(
     width=32, multipliers=(1, 1, 2, 2), res_blocks=1, head_dim=16, stem_heads=4, context_dim=64, keypoint_heads=4,
     keypoint_ff=32, keypoint_layers=1, resampler_depth=1, resampler_heads=2, resampler_head_dim=16,
@@ -29,8 +35,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no motion": {"motion": "none"},
     "parallel": {"motion_order": "parallel", "alpha": 0.3},
     "parallel cross": {"motion_order": "parallel", "motion": "cross", "alpha": 0.3},
-    "alpha": {"alpha": 0.5},
-    "clip asks": {"motion_query": "clip"},
     "all conditions": {"conditions": ("image", "local_image", "dwpose", "randomref", "pose_embeddings")},
 }
 
@@ -140,3 +144,35 @@ def test_a_network_in_training_is_refused() -> None:
     unet = network().train()
     with pytest.raises(ValueError, match="training mode"):
         FusedUNet(unet)
+
+
+LEAST = replace(SMALL, multipliers=(1,), attention_levels=(0,))
+"""One level: the Triton interpreter takes milliseconds for every program of every launch."""
+
+
+@pytest.mark.slow
+def test_the_whole_network_agrees_in_the_triton_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="needs the 'kernels' extra")
+    monkeypatch.setenv("ANIMX_KERNELS", "reference")
+    code = f"from tests.test_fused import save_a_step; save_a_step({str(tmp_path / 'step.pt')!r})"
+    environment = {**os.environ, "ANIMX_KERNELS": "interpret", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment, timeout=300)
+    found = torch.load(tmp_path / "step.pt", weights_only=True)
+    assert len(found["bodies"]) >= 6  # every operator of the network ran as Triton
+    assert relative(found["velocity"], a_step()) <= 1e-5
+
+
+def a_step() -> Any:
+    """One step of the least network."""
+    unet = randomised(AnimateXUNet.build(LEAST, text_length=7)).requires_grad_(False)
+    with torch.no_grad():
+        conditions = unet.encode(random_inputs(2, torch.float32, latent=(4, 4), size=(32, 32)), frames=2, latent=(4, 4))
+        return FusedUNet(unet)(latents(1, 2, torch.float32, (4, 4)), torch.tensor([496]), conditions)
+
+
+def save_a_step(path: str) -> None:
+    """For a process of its own: save a step, and which Triton bodies were loaded for it."""
+    torch.set_num_threads(1)
+    velocity = a_step()
+    bodies = sorted(name for name in sys.modules if name.startswith("animx_kernels.") and name.endswith("_triton"))
+    torch.save({"velocity": velocity, "bodies": bodies}, path)
