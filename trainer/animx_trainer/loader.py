@@ -7,6 +7,7 @@ ranks nor a restart change any byte, and resuming in the middle of an epoch is `
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -21,6 +22,8 @@ from animx_trainer.sample import ClipSource, Sample, clip_of, sample_seed
 AHEAD = 2
 """Steps that each worker prepares ahead."""
 ENDLESS = 2**40
+FORK = "fork" in multiprocessing.get_all_start_methods()
+"""Where fork exists workers start at once and share the index of the data and the ring with this process."""
 
 
 def samples_of(source: ClipSource, seed: int, step: int, keys: range) -> list[Sample]:
@@ -32,19 +35,36 @@ def samples_of(source: ClipSource, seed: int, step: int, keys: range) -> list[Sa
 
 
 class Packed(NamedTuple):
-    """Samples on their way between processes: all arrays in one block of shared memory, one copy and one handle."""
+    """Samples on their way between processes: their arrays lie in one block, everything else beside it."""
 
-    block: Any
-    """A torch tensor of bytes."""
+    block: NDArray[np.float32] | int
+    """The block itself, or the number of the ring's block of that worker."""
+    worker: int
+    size: int
+    """Numbers in the block."""
     samples: list[dict[str, Any]]
     """Per sample its fields; an array is (offset in the block, shape)."""
 
 
-def pack(samples: list[Sample]) -> Packed:
-    """Put the arrays of samples into one block of shared memory."""
-    import torch
+class Ring:
+    """Memory that workers and the first process share: `AHEAD + 1` blocks a worker, written again and again.
 
-    described: list[dict[str, Any]] = []
+    A worker is asked for its item k when item k - AHEAD has been taken, so block k modulo AHEAD + 1 is free by then.
+    Anonymous memory, inherited by fork: it needs no /dev/shm, and warm pages are many times as fast as new ones.
+    """
+
+    def __init__(self, workers: int, numbers: int) -> None:
+        self.numbers = numbers
+        self._blocks = [[mmap.mmap(-1, 4 * numbers) for _ in range(AHEAD + 1)] for _ in range(workers)]
+
+    def block(self, worker: int, number: int) -> NDArray[np.float32]:
+        """Block `number` (any item's number) of a worker."""
+        return np.frombuffer(self._blocks[worker][number % (AHEAD + 1)], np.float32)
+
+
+def described(samples: list[Sample]) -> tuple[list[dict[str, Any]], list[tuple[int, NDArray[np.float32]]], int]:
+    """The fields of samples with arrays replaced by (offset, shape), the arrays with their offsets, and the total."""
+    rows: list[dict[str, Any]] = []
     arrays: list[tuple[int, NDArray[np.float32]]] = []
     end = 0
     for sample in samples:
@@ -57,24 +77,33 @@ def pack(samples: list[Sample]) -> Packed:
                 end += value.size
             else:
                 row[one.name] = value
-        described.append(row)
-    storage = torch.UntypedStorage._new_shared(max(1, end) * 4, device="cpu")  # type: ignore[no-untyped-call]
-    block = torch.empty(0, dtype=torch.float32).set_(storage)
-    view = block.numpy()
+        rows.append(row)
+    return rows, arrays, end
+
+
+def pack(samples: list[Sample], ring: Ring | None = None, worker: int = 0, number: int = 0) -> Packed:
+    """Put the arrays of samples into a block of the ring; into one of their own where they do not fit."""
+    rows, arrays, end = described(samples)
+    fits = ring is not None and end <= ring.numbers
+    block = ring.block(worker, number) if ring is not None and fits else np.empty(end, np.float32)
     for start, value in arrays:
-        view[start : start + value.size] = value.reshape(-1)
-    return Packed(block, described)
+        block[start : start + value.size] = value.reshape(-1)
+    return Packed(number if fits else block, worker, end, rows)
 
 
-def unpack(packed: Packed) -> list[Sample]:
-    """The samples of a block; their arrays are views of it."""
-    view = packed.block.numpy()
+def unpack(packed: Packed, ring: Ring | None = None) -> list[Sample]:
+    """The samples of a block; their arrays are views of one copy that belongs to nobody else."""
+    if isinstance(packed.block, int):
+        assert ring is not None
+        whole = ring.block(packed.worker, packed.block)[: packed.size].copy()
+    else:
+        whole = packed.block
 
     def of(value: Any) -> Any:
         if not isinstance(value, tuple):
             return value
         start, shape = value
-        return view[start : start + int(np.prod(shape))].reshape(shape)
+        return whole[start : start + int(np.prod(shape))].reshape(shape)
 
     return [Sample(**{name: of(value) for name, value in row.items()}) for row in packed.samples]
 
@@ -86,13 +115,18 @@ class _Steps:
         self.source, self.seed, self.batch = source, seed, batch
         self.share = batch // ranks
         self.first = rank * self.share
+        self.ring: Ring | None = None
+        self.worker = self.made = 0
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __getitem__(self, step: int) -> Packed | AnimxError:
         found = self.load(step)
-        return found if isinstance(found, AnimxError) else pack(found)
+        if isinstance(found, AnimxError):
+            return found
+        self.made += 1
+        return pack(found, self.ring, self.worker, self.made - 1)
 
     def load(self, step: int) -> list[Sample] | AnimxError:
         """The samples of a step, or what is wrong with them."""
@@ -127,34 +161,42 @@ def batches(
 
 
 def _stream(steps: _Steps, start: int, workers: int) -> Iterator[list[Sample]]:
-    made: Iterator[Any] = iter(_loaded(steps, start, workers)) if workers else map(steps.load, range(start, ENDLESS))
-    step = start
+    if workers == 0:
+        for step in range(start, ENDLESS):
+            yield _checked(steps.load(step))
+        return
+    first = _checked(steps.load(start))  # made here: tells how large a step is, and the first one needs no waiting
+    yield first
+    steps.ring = Ring(workers, max(1, described(first)[2])) if FORK else None
+    del first
+    step, made = start + 1, iter(_loaded(steps, start + 1, workers))
     while True:
         try:
             item = next(made)
         except RuntimeError as error:
-            if workers == 0 or "worker" not in str(error):
+            if "worker" not in str(error):
                 raise
             raise _died(error, step) from error
-        if isinstance(item, AnimxError):
-            raise item
-        yield unpack(item) if workers else item
+        yield unpack(_checked(item), steps.ring)
         step += 1
+
+
+def _checked(item: Any) -> Any:
+    if isinstance(item, AnimxError):
+        raise item
+    return item
 
 
 def _died(error: RuntimeError, step: int) -> BatchError:
     what = " ".join(str(error).split()).partition(". It is possible")[0]
     return BatchError(
-        f"a loader worker died at step {step} ({what}): out of memory, or too little shared memory (/dev/shm). "
-        "Use fewer data.workers, and resume"
+        f"a loader worker died at step {step} ({what}): probably out of memory. Use fewer data.workers, and resume"
     )
 
 
 def _loaded(steps: _Steps, start: int, workers: int) -> Any:
     from torch.utils.data import DataLoader
 
-    # fork where it exists: workers start at once and share the index of the data with this process
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     return DataLoader(
         steps,  # type: ignore[arg-type]
         batch_size=None,
@@ -163,7 +205,7 @@ def _loaded(steps: _Steps, start: int, workers: int) -> Any:
         prefetch_factor=AHEAD,
         collate_fn=_as_it_is,
         worker_init_fn=_begin,
-        multiprocessing_context=method,
+        multiprocessing_context="fork" if FORK else "spawn",
     )
 
 
@@ -175,6 +217,10 @@ def _begin(worker: int) -> None:
     """One thread each: the processes are the parallelism."""
     import cv2
     import torch
+    from torch.utils.data import get_worker_info
+
+    here: Any = get_worker_info()
+    here.dataset.worker = worker
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
