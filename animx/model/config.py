@@ -77,6 +77,8 @@ class UNetConfig:
     """Convolution taps of the Mamba block."""
     mamba_expand: int = 2
     """Inner width of the Mamba block in units of its model width."""
+    scan: Literal["animx", "mamba-ssm"] = "animx"
+    """Whose selective scan the Mamba block runs: our operator, or the package mamba-ssm (CUDA, extra 'mamba')."""
 
     def __post_init__(self) -> None:
         for name in self.conditions:
@@ -86,6 +88,8 @@ class UNetConfig:
             raise UsageError("conditions: 'randomref' needs 'dwpose' (the reference's pose image travels with it)")
         if not 0.0 <= self.alpha <= 1.0:
             raise UsageError(f"alpha: {self.alpha} is outside 0..1")
+        if self.scan not in ("animx", "mamba-ssm"):
+            raise UsageError(f"scan: unknown '{self.scan}'. Known: animx, mamba-ssm")
         if self.width % 32:
             raise UsageError(f"width: {self.width} is not a multiple of 32 (the group count of every norm)")
 

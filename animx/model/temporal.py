@@ -1,5 +1,7 @@
 """Temporal blocks: what mixes the slots of one pixel.  Released: a transformer; paper: bidirectional Mamba (4.3).
 
+The scan of Mamba is `animx_kernels.selective_scan`; `selective_scan` here is the same, spelled out, for comparison.
+
 One interface: [B*T, C, h, w] and the number of slots in, the same shape out; GroupNorm over slots and space, proj_in,
 basic block, zero-initialised proj_out, residual.  No positions, no mask; the reference slot takes part.
 """
@@ -7,6 +9,7 @@ basic block, zero-initialised proj_out, residual.  No positions, no mask; the re
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -14,8 +17,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from animx.errors import MissingExtraError
 from animx.model.attention import TransformerBlock
 from animx.model.config import UNetConfig
+from animx_kernels import selective_scan as kernel
 
 
 def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, z: Tensor) -> Tensor:
@@ -57,14 +62,73 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, L, D] -> [B, L, D], causal."""
-        length = x.shape[1]
-        u, z = rearrange(self.in_proj(x), "b l e -> b e l").chunk(2, dim=1)
-        u = F.silu(self.conv1d(u)[..., :length])
-        delta, b, c = self.x_proj(rearrange(u, "b e l -> b l e")).split([self.rank, self.state, self.state], dim=-1)
-        delta = F.softplus(rearrange(self.dt_proj(delta), "b l e -> b e l"))
-        a = -torch.exp(self.A_log.float() if self.A_log.dtype != torch.float64 else self.A_log)
-        y = selective_scan(u, delta, a, b.transpose(1, 2), c.transpose(1, 2), self.D, z)
-        return self.out_proj(rearrange(y, "b e l -> b l e"))
+        return _through((self,), x)
+
+
+def _through(sides: Sequence[Mamba], x: Tensor, library: bool = False) -> Tensor:
+    """The sum of one or two Mamba blocks of x [B, L, D]; the second sees time backwards.
+
+    Both directions share every operator; no tensor is flipped.  `library`: the scan is mamba_ssm's (CUDA).
+    """
+    inner = sides[0].D.numel()
+    weights = [side.in_proj.weight for side in sides]
+    # u of all directions, then z of all directions: one projection, and two halves that are views.
+    projected = F.linear(x, torch.cat([w[:inner] for w in weights] + [w[inner:] for w in weights]))
+    u, z = projected.chunk(2, dim=-1)  # [B, L, sides * E]
+    taps = torch.cat([side.conv1d.weight[:, 0] for side in sides])
+    taps_bias = torch.cat([_bias(side.conv1d) for side in sides])
+    deltas, bs, cs = [], [], []
+    for i, side in enumerate(sides):
+        own = slice(i * inner, (i + 1) * inner)
+        active = F.silu(kernel.convolved(u[..., own], taps[own], taps_bias[own], reverse=i == 1))
+        delta, b, c = side.x_proj(active).split([side.rank, side.state, side.state], dim=-1)
+        deltas.append(F.linear(delta, side.dt_proj.weight))
+        bs.append(b)
+        cs.append(c)
+    logs = torch.cat([side.A_log for side in sides])
+    rates = -torch.exp(logs if logs.dtype == torch.float64 else logs.float())
+    given = (u, torch.cat(deltas, -1), rates, torch.cat(bs, -1), torch.cat(cs, -1), torch.cat([s.D for s in sides]), z)
+    biases = torch.cat([_bias(side.dt_proj) for side in sides])
+    out = torch.cat([side.out_proj.weight for side in sides], dim=1)  # the sum of both in one projection
+    if library:
+        return F.linear(_library_scan(*given, biases, taps, taps_bias, len(sides)), out)
+    u, delta, _, b, c, _, z = (t.transpose(0, 1)[None] if t.ndim == 3 else t for t in given)  # [1, L, B, ...]
+    y = kernel.selective_scan(u, delta, rates, b, c, given[5], z, biases, taps, taps_bias, True, len(sides) == 2)
+    return F.linear(y, out)[0].transpose(0, 1)
+
+
+def _bias(layer: nn.Linear | nn.Conv1d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias
+
+
+def _library_scan(
+    u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, z: Tensor, bias: Tensor, taps: Tensor,
+    taps_bias: Tensor, sides: int,
+) -> Tensor:  # fmt: skip
+    """The same by `mamba_ssm` (each direction by itself, in its layout [B, E, L]): for comparison, or where it wins."""
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    except ImportError as problem:
+        raise MissingExtraError("scan 'mamba-ssm'", "mamba") from problem
+    found = []
+    for i in range(sides):
+        own, few = (
+            slice(i * (len(d) // sides), (i + 1) * (len(d) // sides)),
+            slice(i * a.shape[1], (i + 1) * a.shape[1]),
+        )
+
+        def lay(t: Tensor, part: slice, i: int = i) -> Tensor:
+            t = t[..., part].transpose(1, 2)
+            return (t.flip(2) if i else t).contiguous()
+
+        active = F.silu(kernel.convolved(u[..., own], taps[own], taps_bias[own], reverse=i == 1))
+        y = selective_scan_fn(
+            lay(active, slice(None)), lay(delta, own), a[own], lay(b, few), lay(c, few), d[own].float(), lay(z, own),
+            delta_bias=bias[own].float(), delta_softplus=True,
+        )  # fmt: skip
+        found.append((y.flip(2) if i else y).transpose(1, 2))
+    return torch.cat(found, dim=-1)
 
 
 class MambaBlock(nn.Module):
@@ -76,11 +140,11 @@ class MambaBlock(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.forward_scan = Mamba(width, *shape)
         self.backward_scan = Mamba(width, *shape)
+        self.library = config.scan == "mamba-ssm"
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] -> same shape."""
-        y = self.norm(x)
-        return x + self.forward_scan(y) + self.backward_scan(y.flip(1)).flip(1)
+        return x + _through((self.forward_scan, self.backward_scan), self.norm(x), self.library)
 
 
 class Temporal(nn.Module):

@@ -27,14 +27,14 @@ MOST_STATES = 32
 """States a channel may have there."""
 
 
-def convolved(u: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Causal depthwise convolution over L: u [B, L, ..., E], weight [E, K], bias [E]; `u` itself without a weight."""
-    if weight is None:
-        return u
+def convolved(u: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool = False) -> Tensor:
+    """Depthwise convolution over L, causal or (`reverse`) anti-causal: u [B, L, ..., E], weight [E, K], bias [E]."""
     taps, length = weight.shape[1], u.shape[1]
-    padded = F.pad(u, (0, 0) * (u.ndim - 2) + (taps - 1, 0))
-    out = sum(weight[:, k] * padded[:, k : k + length] for k in range(taps))
-    return out if bias is None else out + bias  # type: ignore[operator, return-value]
+    edge = (0, taps - 1) if reverse else (taps - 1, 0)
+    padded = F.pad(u, (0, 0) * (u.ndim - 2) + edge)
+    starts = range(taps - 1, -1, -1) if reverse else range(taps)
+    out = sum(weight[:, k] * padded[:, start : start + length] for k, start in enumerate(starts))
+    return out if bias is None else out + bias  # type: ignore[return-value]
 
 
 def reference(
