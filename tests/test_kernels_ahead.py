@@ -1,0 +1,121 @@
+"""Every Triton body compiles for three cards that are not here, spills nothing, and takes what the table says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="needs the 'model' extra")
+
+from kernel_gates import environment
+
+from animx_kernels.ahead import CARDS, MOST_SHARED
+from animx_kernels.dispatch import load_ops
+
+REGISTERS = 16
+"""Registers per thread by which a launch may differ from the committed table before it is to be written anew."""
+
+WITHOUT_BODY = {"group_norm_silu_backward"}
+"""Operators that are plain torch on every device."""
+
+
+@pytest.fixture(scope="module")
+def compiled(root: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The table, compiled now, in a process without the interpreter; what did not change is in pytest's cache."""
+    cache = request.config.cache
+    folder = cache.mkdir("triton") if cache else tmp_path_factory.mktemp("triton")
+    path = tmp_path_factory.mktemp("ahead") / "aot.json"
+    subprocess.run(
+        [sys.executable, "-m", "animx_kernels.ahead", str(path)],
+        check=True,
+        cwd=root,
+        env={**environment(root), "TRITON_CACHE_DIR": str(folder)},
+    )
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+@pytest.fixture(scope="module")
+def committed(root: Path) -> dict[str, Any]:
+    return dict(json.loads((root / "docs" / "benchmarks" / "kernels-aot.json").read_text(encoding="utf-8")))
+
+
+pytestmark = pytest.mark.slow
+AGAIN = "write it anew: python -m animx_kernels.ahead docs/benchmarks/kernels-aot.json"
+
+
+def test_every_operator_with_a_body_compiles_for_every_card(compiled: dict[str, Any]) -> None:
+    found = {(key.split("/")[0], key.rsplit("_", 1)[1]) for key in compiled["launches"]}
+    assert found == {(name, str(card)) for name in load_ops() for card in CARDS if name not in WITHOUT_BODY}
+
+
+def test_no_launch_spills_or_asks_for_more_than_a_card_has(compiled: dict[str, Any]) -> None:
+    for key, row in compiled["launches"].items():
+        card = int(re.findall(r"sm_(\d+)$", key)[0])
+        assert row["spilled"] == 0, f"{key} spills {row['spilled']} bytes a thread: smaller blocks or more warps"
+        assert row["shared"] <= MOST_SHARED[card], key
+        assert row["registers"] * 32 * row["num_warps"] <= 65536, key
+
+
+def test_the_committed_table_is_what_is_compiled_now(compiled: dict[str, Any], committed: dict[str, Any]) -> None:
+    assert set(compiled["launches"]) == set(committed["launches"]), AGAIN
+    if compiled["triton"] != committed["triton"]:
+        pytest.skip(f"triton {compiled['triton']} here, {committed['triton']} in the table: numbers differ by compiler")
+    for key, row in compiled["launches"].items():
+        told = committed["launches"][key]
+        assert (row["num_warps"], row["num_stages"]) == (told["num_warps"], told["num_stages"]), f"{key}: {AGAIN}"
+        assert abs(row["registers"] - told["registers"]) <= REGISTERS, f"{key}: {row} was {told}; {AGAIN}"
+        assert row["shared"] == pytest.approx(told["shared"], rel=0.1, abs=1024), f"{key}: {row} was {told}; {AGAIN}"
+
+
+SIZES_OF_ONE = """
+import torch
+from animx_kernels import add_layer_norm_triton as l, geglu_triton as g, group_norm_silu_triton as n
+from animx_kernels import temporal_conv_triton as t
+from animx_kernels.ahead import compile_for
+from animx_kernels.launch import build
+
+def e(*shape, dtype=torch.bfloat16):
+    return torch.empty(shape, device="meta", dtype=dtype)
+
+f = torch.float32
+planned = [
+    g.plan_geglu(e(1, 2), e(1, 1), 80), g.plan_geglu_backward(e(1, 1), e(1, 2), e(1, 2), 80),
+    g.plan_geglu_linear(e(1, 1), e(2, 1), e(2), e(1, 1), 80, False),
+    *n.plan(e(1, 1, 1), e(1), e(1), 1, 1e-5, True, None, None, e(1, 1, 2, 1, dtype=f), e(1, 1, 1), 80),
+    l.plan(e(1, 1), e(1, 1), e(1), e(1), e(1, 1), e(1, 1), 1e-5, 80),
+    *l.plan_backward(e(1, 1), e(1, 1), e(1), e(1, 1), e(1, 1), e(1, 2, 1, dtype=f), (e(1), e(1)), 1e-5, 80),
+    t.plan_conv(e(1, 1, 1, 1), e(1, 1, 3), e(1), e(1, 1, dtype=f), e(1, 1, dtype=f), True, e(1, 1, 1, 1),
+                e(1, 1, 1, 1), e(1, 1, 1, 2, dtype=f), 80, False),
+    t.plan_sums(e(1, 1, 1, 1), e(1, 1, 1, 2, dtype=f), 80),
+    t.plan_affine(e(1, 1, 1, 2, dtype=f), e(1), e(1), e(1, 1, dtype=f), e(1, 1, dtype=f), 1, 1, 1e-5),
+]
+for launch in planned:
+    compile_for(build(launch), 80)
+"""
+
+
+def test_sizes_of_one_are_compiled_in_and_still_compile(root: Path, request: pytest.FixtureRequest) -> None:
+    """The launcher makes constants of arguments that are 1; a body must not treat them as run-time numbers."""
+    cache = request.config.cache
+    folder = {"TRITON_CACHE_DIR": str(cache.mkdir("triton"))} if cache else {}
+    subprocess.run([sys.executable, "-c", SIZES_OF_ONE], check=True, cwd=root, env={**environment(root), **folder})
+
+
+def test_the_interpreter_and_the_compiler_are_not_mixed(root: Path) -> None:
+    """In a process where Triton interprets, compiling ahead is refused and not silently something else."""
+    code = (
+        "from animx_kernels import dispatch; from animx_kernels.ahead import rows; import torch\n"
+        "assert dispatch.use_triton('geglu', torch.zeros(2, 2))\n"
+        "try:\n    next(rows((90,), ('geglu',)))\n"
+        "except RuntimeError as error:\n    assert 'interpreter is on' in str(error)\n"
+        "else:\n    raise SystemExit('compiled')\n"
+    )
+    environ = {**environment(root), "ANIMX_KERNELS": "interpret", "HOME": os.environ.get("HOME", str(root))}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root, env=environ)
