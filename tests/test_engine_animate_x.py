@@ -169,6 +169,8 @@ BAD = [
     (("--set", "animate-x.guidance_start=0.8", "--set", "animate-x.guidance_end=0.2"), "guidance_start"),
     (("--set", "animate-x.windows=0"), "animate-x.windows"),
     (("--set", "animate-x.windows=many"), "a whole number"),
+    (("--set", "animate-x.window_batch=0"), "animate-x.window_batch"),
+    (("--set", "animate-x.tile=8"), "animate-x.tile"),
     (("--set", "animate-x.colour=3"), "true or false"),
     (("--set", "animate-x.guidance=.nan"), "a number"),
     (("--set", "animate-x.stepz=3"), "steps"),
@@ -265,11 +267,11 @@ def limited(monkeypatch: pytest.MonkeyPatch, fits: Callable[[Any], bool]) -> lis
     """Let the network run out of memory where `fits(latents)` is false; returns the frames of each pass tried."""
     real, tried = AnimateXUNet.forward, []
 
-    def forward(self: Any, x: Any, t: Any, conditions: Any) -> Any:
+    def forward(self: Any, x: Any, *given: Any) -> Any:
         tried.append(x.shape[2])
         if not fits(x):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, x, t, conditions)
+        return real(self, x, *given)
 
     monkeypatch.setattr(AnimateXUNet, "forward", forward)
     return tried
@@ -301,15 +303,43 @@ def test_out_of_memory_while_decoding_halves_only_that(stage: Stage, monkeypatch
 
     real = render.decode
 
-    def decode(vae: Any, latents: Any) -> Any:
+    def decode(vae: Any, latents: Any, tile: int) -> Any:
         if len(latents) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(vae, latents)
+        return real(vae, latents, tile)
 
     monkeypatch.setattr(render, "decode", decode)
     good(stage.render("out.mp4"))
     options = side_car("out.mp4")["options"]
     assert (options["animate-x.window"], options["animate-x.decode_batch"]) == (6, 2)
+
+
+def test_out_of_memory_with_windows_at_once_halves_their_number_first(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ("-q", "--set", "animate-x.window_batch=4")
+    rows: list[int] = []
+    limited(monkeypatch, lambda x: rows.append(len(x)) or len(x) < 2)
+    good(stage.render("out.mp4", *more))
+    options = side_car("out.mp4")["options"]
+    assert (options["animate-x.window"], options["animate-x.window_batch"]) == (6, 1)
+    assert rows[:2] == [2, 1]  # the clip has two windows
+
+
+def test_halving_goes_in_a_fixed_order_and_ends() -> None:
+    from animx.diffusion.halving import decoding_halved, halved
+    from animx.diffusion.render import Settings
+
+    tried = []
+    s: Settings | None = Settings(window=8, overlap=2, windows=3, window_batch=4)
+    while (s := halved(s, 100)) is not None:
+        tried.append((s.window_batch, s.window, s.overlap))
+    assert tried == [(1, 8, 2), (1, 4, 1), (1, 2, 0), (1, 1, 0)]
+    tried = []
+    s = Settings(decode_batch=4)
+    while (s := decoding_halved(s, (96, 64))) is not None:
+        tried.append((s.decode_batch, s.tile))
+    assert tried == [(2, 0), (1, 0), (1, 48), (1, 24), (1, 16)]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the 'model' extra")
 pytest.importorskip("diffusers", reason="needs the 'model' extra")
 
-from animx.diffusion.sampler import Guidance, Watch, denoise, segment_noise  # noqa: E402
+from animx.diffusion.sampler import Batching, Guidance, Watch, denoise, segment_noise  # noqa: E402
 from animx.diffusion.steppers import SCHEDULERS, make_stepper  # noqa: E402
 from animx.diffusion.windows import blend_weights, cut_windows  # noqa: E402
 from animx.errors import UsageError  # noqa: E402
@@ -163,17 +163,35 @@ def test_changed_latents_of_a_watcher_are_gone_on_with() -> None:
 
 
 def test_rows_go_through_the_network_in_a_fixed_order() -> None:
+    windows = [(0, 6), (4, 10), (8, 14)]
+    assert Batching().groups(windows, guided=True) == [[(n, sees)] for n in range(3) for sees in (True, False)]
+    assert Batching(1, branches=True).groups(windows, guided=True) == [[(n, True), (n, False)] for n in range(3)]
+    assert Batching(2).groups(windows, guided=True) == [
+        [(0, True), (1, True)], [(0, False), (1, False)], [(2, True)], [(2, False)]]  # fmt: skip
+    assert Batching(2, branches=True).groups(windows, guided=True) == [
+        [(0, True), (0, False), (1, True), (1, False)], [(2, True), (2, False)]]  # fmt: skip
+    assert Batching(9).groups(windows, guided=False) == [[(0, True), (1, True), (2, True)]]
+
+
+def test_windows_of_unequal_length_never_share_a_pass() -> None:
+    windows = [(0, 6), (4, 10), (8, 12), (9, 13), (11, 17)]
+    lots = [[n for n, _ in group] for group in Batching(4).groups(windows, guided=False)]
+    assert lots == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize("branches", [False, True])
+def test_batched_windows_equal_windows_one_after_the_other(branches: bool) -> None:
     asked: list[Any] = []
 
     def together(x: Any, t: Any, rows: Any) -> Any:
+        assert len(x) == len(t) == len(rows)
         asked.append(list(rows))
-        return velocity_of(x, t)
+        return torch.cat([velocity_of(x[i : i + 1], t[:1]) * (1.0 if rows[i][1] else 0.5) for i in range(len(x))])
 
-    out = run(10, 6, 2, together=together, batch=2, guidance=Guidance(2.5))
-    assert asked[0] == [(0, True), (0, False)]
-    assert asked[1] == [(1, True), (1, False)]
-    assert len(asked) == 2 * 5
-    assert (out - run(10, 6, 2, guidance=Guidance(2.5))).abs().max() <= 1e-12
+    free = {"free": lambda x, t, n: 0.5 * velocity_of(x, t)}
+    out = run(18, 6, 2, together=together, batching=Batching(3, branches=branches), guidance=Guidance(2.5), **free)
+    assert {len(rows) for rows in asked} == ({2, 6} if branches else {3})  # four windows: three and one
+    assert (out - run(18, 6, 2, guidance=Guidance(2.5), **free)).abs().max() <= 1e-12
 
 
 def test_unknown_scheduler_names_the_nearest() -> None:

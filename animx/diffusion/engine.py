@@ -104,11 +104,14 @@ class AnimateXEngine:
 
     def plan(self, job: RenderJob) -> Plan:
         """Windows, memory per tier and time, without loading weights."""
-        from animx.diffusion.memory import GIB, predicted_bytes, tier_lines
+        from animx.diffusion.halving import sizes
+        from animx.diffusion.memory import GIB, config_of, predicted_bytes, tier_lines
         from animx.diffusion.steppers import make_stepper
         from animx.diffusion.windows import cut_segments, cut_windows
+        from animx.weights import find_model
 
         run = _resolve(job)
+        config = config_of(find_model(run.options.model))
         canvas = model_canvas(job.canvas, fixed=job.fixed_size)
         latent = (canvas.height // 8, canvas.width // 8)
         s = run.settings
@@ -121,11 +124,12 @@ class AnimateXEngine:
         tflop = 89.4 * slots / 33 * (latent[0] * latent[1] / 6144) * branches
         notes = (
             f"{len(segments)} segment(s), {len(windows)} window(s) of {s.window} frames, {steps} steps at {canvas} px",
-            f"memory tier '{run.tier.name}' on {run.device} in {run.dtype}; predicted for each tier:",
-            *tier_lines(latent, run.dtype),
+            f"memory tier '{run.tier.name}' on {run.device} in {run.dtype}: {sizes(s)}; predicted for each tier:",
+            *tier_lines(latent, run.dtype, config, **_demands(run)),
         )
         kind = "cuda" if run.device.startswith("cuda") else "cpu"
-        memory = predicted_bytes(run.tier, latent) / GIB * 1024
+        used = replace(run.tier, window=s.window, batch=s.window_batch, decode_batch=s.decode_batch, tile=s.tile)
+        memory = predicted_bytes(used, latent, config, **_demands(run)) / GIB * 1024
         job.report["options"] = _record(run)
         return Plan(self.name, job.poses.frames, len(windows), memory, tflop * SECONDS_PER_TFLOP[kind], notes)
 
@@ -138,20 +142,23 @@ class AnimateXEngine:
         """
         import torch
 
-        from animx.diffusion.ranks import join
+        from animx.diffusion.ranks import device_of_rank, join
         from animx.weights import find_model, model_hash
 
         if job.driving_frames is None:
             raise UsageError(
                 f"engine '{self.name}' needs the driving pictures besides the poses. Give the clip with --driving-video"
             )
-        run = _resolve(job)
-        folder = find_model(run.options.model)
+        options = EngineOptions.of(job.options)
+        ranks = join(device_of_rank(_device(options)))
+        run = _resolve(job, ranks)
+        folder = find_model(options.model)
         weights = model_hash(folder)
-        ranks = join(run.device)
         store = None
         if job.folder is not None and ranks.is_first:
-            store = ChunkStore(job.folder, _job_plan(job, run, weights), resume=run.options.resume)
+            store = ChunkStore(job.folder, _job_plan(job, run, weights), resume=options.resume)
+            if not store.remembered():
+                store.remember(_changeable(run.settings))
         run = _reduced(run, ranks.from_first_object(store.remembered() if store is not None else {}))
         try:
             key = (weights, run.device, run.dtype, run.tier.offload, run.options.image_encoder)
@@ -179,14 +186,14 @@ class AnimateXEngine:
         """Frames on the job's canvas; halves what does not fit until the first one is there."""
         import torch
 
+        from animx.diffusion.halving import sizes
         from animx.diffusion.render import Drift, Hooks
 
-        on_device = run.device.startswith("cuda") and not run.tier.offload
         hooks = Hooks(
             on_step=on_progress,
             on_preview=job.on_preview,
             preview_every=run.options.preview or 0,
-            stream=run.options.stream if run.options.stream is not None else on_device,
+            stream=_streams(run.options, run.device, run.tier.offload),
         )
         yielded = False
         while True:
@@ -199,11 +206,13 @@ class AnimateXEngine:
                     yield _on_canvas(frame, job.canvas)
                 break
             except torch.OutOfMemoryError as error:
-                smaller = None if yielded or ranks.size > 1 else _halved(run, clip.frames, error)
+                # Every rank is here, with an error of the same kind; only the first knows what was yielded and kept.
+                kept = store is not None and bool(store.finished())
+                smaller = ranks.from_first_object(None if yielded else _smaller(run, clip, error, kept))
                 if smaller is None:
-                    raise _out_of_memory(run, job, yielded) from error
-                log.warning("out of memory on %s with %s; trying %s", run.device, _sizes(run), _sizes(smaller))
-                run = smaller
+                    raise _out_of_memory(run, job, yielded or kept) from error
+                log.warning("%s with %s; trying %s", _where(run, error), sizes(run.settings), sizes(smaller))
+                run = replace(run, settings=smaller)
             if store is not None:
                 store.remember(_changeable(run.settings))
             if run.device.startswith("cuda"):
@@ -278,15 +287,16 @@ def _device(options: EngineOptions) -> str:
     return name
 
 
-def _resolve(job: RenderJob) -> _Run:
-    """Options with their defaults; everything that decides about bytes is fixed here."""
+def _resolve(job: RenderJob, ranks: Ranks | None = None) -> _Run:
+    """Options with their defaults; everything that decides about bytes is fixed here, alike on all ranks."""
     import torch
 
-    from animx.diffusion.memory import choose_tier
+    from animx.diffusion.memory import choose_tier, config_of
     from animx.diffusion.ranks import device_of_rank
     from animx.diffusion.render import Settings
     from animx.diffusion.sampler import Guidance
     from animx.diffusion.windows import cut_windows
+    from animx.weights import find_model
 
     o = EngineOptions.of(job.options)
     device = device_of_rank(_device(o))
@@ -296,8 +306,19 @@ def _resolve(job: RenderJob) -> _Run:
         free = int(o.vram * 1e9)
     elif device.startswith("cuda"):
         free = torch.cuda.mem_get_info(device)[0]
-    dtype = o.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    tier = choose_tier(free, (canvas.height // 8, canvas.width // 8), dtype=dtype)
+    if ranks is not None:
+        free = min(ranks.meet(free))
+    on_cuda = device.startswith("cuda")
+    dtype = o.dtype or ("bfloat16" if on_cuda else "float32")
+    tier = choose_tier(
+        free,
+        (canvas.height // 8, canvas.width // 8),
+        config_of(find_model(o.model)),
+        dtype,
+        branches=2 if o.guidance_batched else 1,
+        windows=o.windows,
+        stream=_streams(o, device, offload=False),
+    )
     window = o.window or tier.window
     overlap = o.overlap if o.overlap is not None else min(8, window // 4)
     cut_windows(job.poses.frames, window, overlap)  # refuses impossible pairs in the user's words
@@ -311,20 +332,42 @@ def _resolve(job: RenderJob) -> _Run:
         window=window,
         overlap=overlap,
         windows=o.windows,
+        # A processor gains nothing from several windows at once.
+        window_batch=o.window_batch or (tier.batch if on_cuda else 1),
         decode_batch=o.decode_batch or tier.decode_batch,
+        tile=o.tile if o.tile is not None else tier.tile,
         colour=o.colour,
     )
     return _Run(o, device, dtype, settings, replace(tier, dtype=dtype))
+
+
+def _streams(options: EngineOptions, device: str, offload: bool) -> bool:
+    """Whether frames are decoded beside the denoising of the next segment."""
+    return options.stream if options.stream is not None else device.startswith("cuda") and not offload
+
+
+def _demands(run: _Run) -> dict[str, Any]:
+    """What besides the tier decides about memory, as `predicted_bytes` takes it."""
+    o = run.options
+    stream = _streams(o, run.device, run.tier.offload)
+    return {"branches": 2 if o.guidance_batched else 1, "windows": o.windows, "stream": stream}
 
 
 # ---- what is kept about a run ----
 
 
 def _job_plan(job: RenderJob, run: _Run, weights: str) -> dict[str, Any]:
-    """What a job folder must have been planned with to be gone on with."""
+    """What a job folder must have been planned with to be gone on with.
+
+    Sizes that follow from the memory stand in it as they were asked for; what they came to is remembered beside it, so
+    that a resume with less free memory goes on with the same ones.
+    """
+    from animx.diffusion.halving import CHANGEABLE
+
     canvas = model_canvas(job.canvas, fixed=job.fixed_size)
     return {
         **asdict(run.settings),
+        **{name: getattr(run.options, name) for name in CHANGEABLE},
         "weights": weights,
         "dtype": run.dtype,
         "image_encoder": run.options.image_encoder,
@@ -371,7 +414,9 @@ def _say_drift(job: RenderJob, drift: Drift) -> None:
 
 
 def _changeable(settings: Settings) -> dict[str, int]:
-    return {"window": settings.window, "overlap": settings.overlap, "decode_batch": settings.decode_batch}
+    from animx.diffusion.halving import CHANGEABLE
+
+    return {name: getattr(settings, name) for name in CHANGEABLE}
 
 
 def _reduced(run: _Run, found: Mapping[str, Any]) -> _Run:
@@ -379,26 +424,30 @@ def _reduced(run: _Run, found: Mapping[str, Any]) -> _Run:
     return replace(run, settings=replace(run.settings, **found)) if found else run
 
 
-def _halved(run: _Run, frames: int, error: BaseException) -> _Run | None:
-    """`run` with half of what did not fit, or None when there is nothing left to halve."""
-    from animx.diffusion.render import DECODING
+def _smaller(run: _Run, clip: Clip, error: BaseException, kept: bool) -> Settings | None:
+    """Settings with half of what did not fit, or None when there is nothing left to halve.
 
-    s = run.settings
+    kept: segments have been finished with these windows; then only the decoding may change.
+    """
+    from animx.diffusion.halving import decoding_halved, halved
+    from animx.diffusion.ranks import DECODING
+
     if DECODING in getattr(error, "__notes__", ()):
-        return replace(run, settings=replace(s, decode_batch=s.decode_batch // 2)) if s.decode_batch > 1 else None
-    window = min(s.window, frames) // 2
-    if window < 1:
-        return None
-    return replace(run, settings=replace(s, window=window, overlap=min(s.overlap, window // 4)))
+        return decoding_halved(run.settings, clip.latent)
+    return None if kept else halved(run.settings, clip.frames)
 
 
-def _sizes(run: _Run) -> str:
-    s = run.settings
-    return f"windows of {s.window} frames (overlap {s.overlap}) and {s.decode_batch} decoded at once"
+def _where(run: _Run, error: BaseException) -> str:
+    """Which device ran out: this one, or that of another rank."""
+    from animx.diffusion.ranks import SharedOutOfMemoryError
+
+    return str(error) if isinstance(error, SharedOutOfMemoryError) else f"out of memory on {run.device}"
 
 
-def _out_of_memory(run: _Run, job: RenderJob, yielded: bool) -> OutOfMemoryError:
-    where = f"out of memory on {run.device} with {_sizes(run)} at {job.canvas} px"
-    if yielded and job.folder is not None:
+def _out_of_memory(run: _Run, job: RenderJob, begun: bool) -> OutOfMemoryError:
+    from animx.diffusion.halving import sizes
+
+    where = f"out of memory on {run.device} with {sizes(run.settings)} at {job.canvas} px"
+    if begun and job.folder is not None:
         return OutOfMemoryError(f"{where}, after a part was done. Free the device and go on with --resume")
     return OutOfMemoryError(f"{where}, the smallest tried. Use a smaller --size, or another device")

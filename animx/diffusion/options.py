@@ -16,6 +16,8 @@ from animx.errors import UsageError
 DEFAULT_MODEL = "animate-x"
 DTYPES = ("float32", "bfloat16", "float16")
 IMAGE_ENCODERS = ("transformers", "open_clip")
+SMALLEST_TILE = 16
+"""Smaller tiles are mostly overlap [latent cells]."""
 UNRECORDED = frozenset({"device", "vram", "resume", "preview", "stream"})
 """Options that change no byte of the output by themselves, so that the recipe leaves them out."""
 
@@ -46,6 +48,8 @@ class EngineOptions:
     """Frames that two windows share; None = a quarter of the window, at most 8."""
     windows: int = 4
     """Windows blended per segment."""
+    window_batch: int | None = None
+    """Windows that go through the network at once (the results differ in the last bits); None = by the tier."""
     colour: bool = True
     """Pull the colours of later segments back to the first one's."""
     device: str | None = None
@@ -58,6 +62,8 @@ class EngineOptions:
     """Library that runs the image encoder: transformers, or open_clip (extra `openclip`)."""
     decode_batch: int | None = None
     """Frames decoded at once."""
+    tile: int | None = None
+    """Largest side of what is decoded at once [latent cells of 8 px]; 0 = whole frames; None = by the tier."""
     stream: bool | None = None
     """Decode in a thread beside the denoising of the next segment; None = on CUDA."""
     resume: bool = False
@@ -73,7 +79,7 @@ class EngineOptions:
         return cls(**values)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "windows", "window", "decode_batch", "preview"):
+        for name in ("steps", "windows", "window", "window_batch", "decode_batch", "preview"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{shown(name)} {value}: use a whole number from 1")
@@ -81,6 +87,8 @@ class EngineOptions:
             raise UsageError(f"--overlap {self.overlap}: use a whole number from 0")
         if self.overlap is not None and self.window is not None and self.overlap >= self.window:
             raise UsageError(f"--overlap {self.overlap} leaves no new frames in a window of {self.window}")
+        if self.tile is not None and self.tile != 0 and self.tile < SMALLEST_TILE:
+            raise UsageError(f"{shown('tile')} {self.tile}: use 0 for whole frames, or at least {SMALLEST_TILE}")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UsageError(f"--dtype {self.dtype}: use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
         if self.image_encoder not in IMAGE_ENCODERS:

@@ -5,6 +5,7 @@ Bounded memory: one segment's latents and conditions, and a few decoded frames, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from animx.diffusion.clip import Clip
 from animx.diffusion.placing import Placing
-from animx.diffusion.ranks import Ranks
-from animx.diffusion.sampler import Guidance, Row, Watch, denoise, segment_noise, segment_seed
+from animx.diffusion.ranks import DECODING, Ranks
+from animx.diffusion.sampler import Batching, Guidance, Row, Watch, denoise, segment_noise, segment_seed
 from animx.diffusion.steppers import Stepper, make_stepper
 from animx.diffusion.windows import Segment, blend_weights, cut_segments, cut_windows
 from animx.job import ChunkStore
@@ -27,8 +28,7 @@ from animx.model.schedule import released_noise
 from animx.model.vae import decode
 from animx.overlap import prefetch
 
-DECODING = "while decoding"
-"""Note on an out-of-memory error that a smaller `decode_batch` may mend."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,12 @@ class Settings:
     """Frames two windows share."""
     windows: int = 4
     """Windows blended per segment."""
+    window_batch: int = 1
+    """Windows that go through the network at once; equal to one after the other up to rounding."""
     decode_batch: int = 2
     """Frames decoded at once."""
+    tile: int = 0
+    """Largest side of what is decoded at once [latent cells]; 0 = whole frames."""
     colour: bool = True
     """Pull the colours of later segments back to the first one's."""
 
@@ -85,7 +89,8 @@ class Hooks:
     preview_every: int = 0
     """Every how many steps; 0 = never."""
     stream: bool = False
-    """Denoise the next segment in a thread while frames are decoded and taken."""
+    """Denoise the next segment in a thread while frames are decoded and taken.  Not with several ranks: what they
+    tell one another must keep its order."""
 
 
 def render_clip(
@@ -105,14 +110,24 @@ def render_clip(
     `store` keeps each finished segment's latents, and finished ones are taken from it.  With several `ranks` only the
     first decodes and yields.  `scheduler`: a diffusers object in place of the name in `settings`.  `generator`: draws
     the start noise in place of `settings.seed`.
+
+    When memory runs out on one rank, `torch.OutOfMemoryError` is raised on all of them, so that they may start again
+    together; it carries the note `DECODING` when it was while decoding.
     """
     work = _Work(placing, clip, settings, hooks or Hooks(), ranks or Ranks(), scheduler, generator)
     segments = work.segments(store, drift if drift is not None else Drift())
-    # One segment waits while the next is made: no more than that lies in memory.
-    with closing(prefetch(segments, 1) if work.hooks.stream else segments) as ready:
-        for fresh in ready:
-            if work.ranks.is_first:
-                yield from decoded(placing, fresh, settings.decode_batch, own_stream=work.hooks.stream)
+    stream = work.hooks.stream and work.ranks.size == 1
+    try:
+        # One segment waits while the next is made: no more than that lies in memory.
+        with closing(prefetch(segments, 1) if stream else segments) as ready:
+            for fresh in ready:
+                if work.ranks.is_first:
+                    yield from decoded(placing, fresh, settings.decode_batch, settings.tile, own_stream=stream)
+    except torch.OutOfMemoryError as error:
+        shared = work.ranks.failed(error)
+        if shared is error:
+            raise
+        raise shared from error
 
 
 @dataclass(frozen=True)
@@ -166,6 +181,7 @@ class _Work:
                 anchor = _statistics(latents)
             known = latents[:, :, latents.shape[2] - s.overlap :] if s.overlap else None
             yield latents[:, :, segment.known :]
+        ranks.meet()  # the first has decoded the last segment, or tells that it could not
 
     def denoised(self, segment: Segment, number: int, known: Tensor | None, done: int, total: int) -> Tensor:
         """Latents [1, 4, F, h, w] of one segment, float32 on the CPU; `known` are those of its first frames."""
@@ -205,7 +221,10 @@ class _Work:
         def on_clean(index: int, latents: Tensor) -> None:
             if hooks.on_preview is not None and self.ranks.is_first:
                 middle = latents.shape[2] // 2
-                hooks.on_preview(next(decoded(self.placing, latents[:, :, middle : middle + 1], 1)))
+                try:
+                    hooks.on_preview(next(decoded(self.placing, latents[:, :, middle : middle + 1], 1, s.tile)))
+                except torch.OutOfMemoryError:
+                    log.warning("no memory for the preview of step %d: it is left out", index + 1)
                 self.placing.use("unet")
 
         with torch.no_grad():
@@ -221,7 +240,7 @@ class _Work:
                 Watch(on_step, on_clean, hooks.preview_every),
                 self.ranks.evaluate,
                 together,
-                2 if s.guidance_batched else 1,
+                Batching(s.window_batch, s.guidance_batched),
             )
         return out.cpu()
 
@@ -259,19 +278,23 @@ def _recolour(
     return torch.cat([latents[:, :, : segment.known], moved], dim=2), (strayed, float((left / anchor[1]).abs().max()))
 
 
-def decoded(placing: Placing, latents: Tensor, batch: int, *, own_stream: bool = False) -> Iterator[NDArray[np.uint8]]:
+def decoded(
+    placing: Placing, latents: Tensor, batch: int, tile: int = 0, *, own_stream: bool = False
+) -> Iterator[NDArray[np.uint8]]:
     """RGB frames of latents [1, 4, F, h, w], truncated to uint8 as released, `batch` of them at once.
 
-    `own_stream`: on CUDA, beside what the device is doing for another thread.
+    tile: see `Settings.tile`.  own_stream: on CUDA, beside what the device is doing for another thread.
     """
-    like = placing.use("vae")
-    # A stream of its own, so that the device may work for both threads.
-    beside = torch.cuda.Stream() if own_stream and like.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    beside = None
     for start in range(0, latents.shape[2], batch):
         try:
+            like = placing.use("vae")
+            # A stream of its own, so that the device may work for both threads.
+            if own_stream and beside is None and like.device.type == "cuda":
+                beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             with torch.no_grad(), torch.cuda.stream(beside):
                 part = latents[0, :, start : start + batch].transpose(0, 1).to(like)
-                pictures = (decode(placing.components.vae, part).float() * 255).to(torch.uint8)
+                pictures = (decode(placing.components.vae, part, tile).float() * 255).to(torch.uint8)
                 frames = pictures.permute(0, 2, 3, 1).cpu().numpy()
         except torch.OutOfMemoryError as error:
             error.add_note(DECODING)

@@ -47,6 +47,35 @@ def segment_noise(seed: int, segment: int, shape: tuple[int, int, int, int, int]
 Row = tuple[int, bool]
 """One network pass: (number of the window, whether it sees the conditions)."""
 
+
+@dataclass(frozen=True)
+class Batching:
+    """How many rows share a pass of the network; it decides about the last bits, so it is part of a job."""
+
+    windows: int = 1
+    """Windows at once."""
+    branches: bool = False
+    """Both guidance branches of a window in the same pass."""
+
+    def groups(self, windows: Sequence[tuple[int, int]], *, guided: bool) -> list[list[Row]]:
+        """The rows of every pass of a step, in a fixed order: windows as they come, the conditional branch first.
+
+        Windows of unequal length never share a pass; the last pass may hold fewer rows.
+        """
+        lots: list[list[int]] = []
+        for number, (first, last) in enumerate(windows):
+            lot = lots[-1] if lots else []
+            a, b = windows[lot[0]] if lot else (0, 0)
+            if lot and len(lot) < self.windows and b - a == last - first:
+                lot.append(number)
+            else:
+                lots.append([number])
+        branches = (True, False) if guided else (True,)
+        if self.branches:
+            return [[(number, sees) for number in lot for sees in branches] for lot in lots]
+        return [[(number, sees) for number in lot] for lot in lots for sees in branches]
+
+
 Together = Callable[[Tensor, Tensor, Sequence[Row]], Tensor]
 """(latents of several rows [R, 4, F, h, w], timestep [R], the rows) -> velocities of the same shape."""
 
@@ -81,18 +110,18 @@ def denoise(
     watch: Watch | None = None,
     evaluate: Callable[[Sequence[Callable[[], Tensor]], Tensor], list[Tensor]] | None = None,
     together: Together | None = None,
-    batch: int = 1,
+    batching: Batching | None = None,
 ) -> Tensor:
     """Latents of a segment from its noise.
 
     `evaluate(tasks, like)` runs the network calls of one step and returns their results in order (see `Ranks`).
-    With `batch` > 1 up to so many rows go through the network at once, by `together`; their order is fixed: window by
-    window, the conditional branch first.
+    Rows that share a pass by `batching` go through `together`; without it, every row has a pass of its own.
 
     `known` [1, 4, K, h, w] are the finished latents of the first K frames: before every step they are put at that
     step's noise level with the segment's own noise, and come out unchanged.
     """
     watch = watch or Watch()
+    batching = batching if batching is not None and together is not None else Batching()
     count = 0 if known is None else known.shape[2]
     steps = len(stepper.timesteps)
     x = noise
@@ -109,16 +138,17 @@ def denoise(
             x = torch.cat([stepper.noised(known, noise[:, :, :count], index), x[:, :, count:]], dim=2)
         time = torch.full((1,), t, dtype=torch.int64, device=x.device)
         is_guided = guidance.acts(index, steps)
-        rows = [(n, sees) for n in range(len(windows)) for sees in ((True, False) if is_guided else (True,))]
-        size = batch if together is not None else 1
-        tasks = [partial(passes, rows[i : i + size], x, time) for i in range(0, len(rows), size)]
+        groups = batching.groups(windows, guided=is_guided)
+        tasks = [partial(passes, group, x, time) for group in groups]
         done = evaluate(tasks, x) if evaluate is not None else [task() for task in tasks]
-        results = iter([part[i : i + 1] for part in done for i in range(len(part))])
+        results = {
+            row: part[i : i + 1] for group, part in zip(groups, done, strict=True) for i, row in enumerate(group)
+        }
         velocity = torch.zeros_like(x)
         for number, (first, last) in enumerate(windows):
-            v = next(results)
+            v = results[number, True]
             if is_guided:
-                v = guided(v, next(results), guidance.scale)
+                v = guided(v, results[number, False], guidance.scale)
             if len(windows) == 1:
                 velocity = v
             else:

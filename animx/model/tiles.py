@@ -17,8 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-ROUNDS = 2
-"""How often the statistics are gathered; each round is normed by the one before, so the last one is nearly right."""
 OVERLAP = 4
 """Two neighbouring tiles share at least a tile's side divided by this."""
 
@@ -44,15 +42,14 @@ def in_tiles(network: nn.Module, x: Tensor, tile: int, *, grow: int = 1, shrink:
     )
     places = list(product(rows, columns))
     if len(places) == 1:
-        return network(x)  # type: ignore[no-any-return]
-    cores = list(product(_cores(rows), _cores(columns)))
+        return network(x)
+    cores = list(product(_cores(rows, shrink), _cores(columns, shrink)))
     norms = _SharedNorms(network)
     try:
-        for _ in range(ROUNDS):
-            norms.gather()
-            for ((top, bottom), (left, right)), norms.core in zip(places, cores, strict=True):
-                network(x[:, :, top:bottom, left:right])
-            norms.settle()
+        norms.gather()
+        for ((top, bottom), (left, right)), norms.core in zip(places, cores, strict=True):
+            network(x[:, :, top:bottom, left:right])
+        norms.settle()
         total: Tensor | None = None
         for (top, bottom), (left, right) in places:
             part = network(x[:, :, top:bottom, left:right])
@@ -70,9 +67,13 @@ def in_tiles(network: nn.Module, x: Tensor, tile: int, *, grow: int = 1, shrink:
     return (total / weight).to(x.dtype)
 
 
-def _cores(spans: list[tuple[int, int]]) -> list[tuple[float, float]]:
-    """Where each span has no nearer neighbour, as shares of its length: together they cover all just once."""
-    borders = [spans[0][0], *((a[1] + b[0]) / 2 for a, b in pairwise(spans)), spans[-1][1]]
+def _cores(spans: list[tuple[int, int]], unit: int) -> list[tuple[float, float]]:
+    """Where each span has no nearer neighbour, as shares of its length: together they cover all just once.
+
+    unit: what the borders are multiples of, so that they fall between pixels on the coarsest grid too.
+    """
+    middles = [b[0] + (a[1] - b[0]) // 2 // unit * unit for a, b in pairwise(spans)]
+    borders = [spans[0][0], *middles, spans[-1][1]]
     return [((a - first) / (last - first), (b - first) / (last - first))
             for (first, last), (a, b) in zip(spans, pairwise(borders), strict=True)]  # fmt: skip
 
@@ -100,8 +101,7 @@ class _SharedNorms:
         """Mean and variance, each [B, groups]."""
 
     def gather(self) -> None:
-        """From here on count what the norms see; they norm as last settled, or each call by itself."""
-        self.sums = {}
+        """From here on count what the norms see; each call is normed by itself."""
         self._use(self._gathering)
 
     def settle(self) -> None:
@@ -125,12 +125,12 @@ class _SharedNorms:
         (top, bottom), (left, right) = self.core
         h, w = x.shape[2:]
         core = x[:, :, round(top * h) : round(bottom * h), round(left * w) : round(right * w)]
-        values = core.flatten(2).unflatten(1, (norm.num_groups, -1)).flatten(2)  # [B, groups, values]
+        values = core.reshape(len(x), norm.num_groups, -1)  # [B, groups, values]
         variance, mean = torch.var_mean(values, dim=2, correction=0)
         mean, variance = mean.double(), variance.double()
         sums = torch.stack([torch.ones_like(mean), mean, variance + mean.square()]) * values.shape[2]
         self.sums[norm] = self.sums[norm] + sums if norm in self.sums else sums
-        return self._settled(norm, x) if norm in self.found else nn.GroupNorm.forward(norm, x)
+        return nn.GroupNorm.forward(norm, x)
 
     def _settled(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
         kind = torch.float64 if x.dtype == torch.float64 else torch.float32
