@@ -16,7 +16,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from animx_kernels import selective_scan_blocks
-from animx_kernels.dispatch import Build, Case, Cost, Inputs, Op, draw, mode, nbytes, register, use_triton, wide
+from animx_kernels.dispatch import (
+    Build,
+    Case,
+    Cost,
+    Inputs,
+    Op,
+    card,
+    draw,
+    mode,
+    nbytes,
+    register,
+    tuned,
+    use_triton,
+    wide,
+)
+from animx_kernels.launch import blocks, power
 
 NAME = "selective_scan"
 
@@ -251,7 +266,7 @@ def _cases() -> dict[str, Case]:
         "L1 33x1536x2560": _case(33, 1536, 2560, official=True),
         "L2 33x384x5120": _case(33, 384, 5120, official=True),
         **{f"L={n}": _case(n, 1, 16, 4, both=n in (2, 33)) for n in (1, 2, 31, 33, 64)},
-        "odd, batch of 2": _case(5, 3, 2 * 9, 5, batch=2, taps=3),
+        "odd, batch of 2": _case(5, 2, 2 * 9, 5, batch=2, taps=3),
         "one direction": _case(6, 2, 19, 16, both=False),
         "bare": _case(4, 2, 8, 3, taps=0, both=False, gate=False, softplus=False),
         "40 states, by the reference": _case(3, 2, 8, 40),
@@ -281,12 +296,35 @@ def _aot_backward(capability: int) -> list[Build]:
     return body.builds_backward(capability)
 
 
+def launch_backward(grad: Tensor, *given: Any) -> tuple[Cost, int]:
+    """What the Triton launch of the backward pass reads and writes, and how much of it are partial sums."""
+    u, delta, a, b, _, _, z, *_ = (*given, *[None] * 8)[:10]
+    batch, length, pixels, channels = u.shape
+    half, states = channels // (b.shape[3] // a.shape[1]), a.shape[1]
+    config = tuned(f"{NAME}_backward", f"E{half} S{states}", card(u.device))
+    block = min(config["CHANNELS"], power(half))
+    programs, per = min(config["programs"], batch * pixels), blocks(half, block)
+    # A state every CHUNK slots is left and read again by the program that owns it.
+    left = 4 * channels // half * per * programs * blocks(length, config["CHUNK"]) * power(states) * block
+    sums = 4 * (programs * (states + 7) * channels + per * 2 * b.numel())
+    tensors = [x for x in given if isinstance(x, Tensor)]
+    flops = 4 * cost(*given).flops
+    return Cost(1, flops, nbytes(grad, *tensors) + left, nbytes(u, delta, z) + left + sums), sums
+
+
 def cost_backward(grad: Tensor, *given: Any) -> Cost:
-    """See `selective_scan_triton.backward_cost`: what the launch of a full-size card reads and writes."""
-    u, delta, a, *rest = given
-    tensors = [x for x in rest if isinstance(x, Tensor)]
-    read = nbytes(grad, u, delta, a, *tensors)
-    return Cost(3, 4 * cost(*given).flops, read, nbytes(u, delta, a, *tensors))
+    """The launch, two sums of its partial sums, and a copy for each tensor these belong to."""
+    launch, sums = launch_backward(grad, *given)
+    a, b = given[2], given[3]
+    small = [x for i, x in enumerate(given) if isinstance(x, Tensor) and i not in (0, 1, 6)]
+    added = 4 * ((a.shape[1] + 7) * a.shape[0] + 2 * b.numel())
+    copied = 4 * sum(x.numel() for x in small)
+    return Cost(
+        launch.launches + 2 + len(small),
+        launch.flops + sums // 4,
+        launch.bytes_read + sums + copied,
+        launch.bytes_written + added + nbytes(*small),
+    )
 
 
 NOTE = "exponentials: E * S a slot and pixel (on the special-function units), about as long as its bytes"

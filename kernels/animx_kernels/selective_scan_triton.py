@@ -40,12 +40,12 @@ def _sigmoid(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _apart(s, e, channels):  # type: ignore[no-untyped-def]
-    """Offsets of cells [s, e] in an array [states, channels], told to be scattered.
+def _apart(s, e, s_stride, e_stride):  # type: ignore[no-untyped-def]
+    """Offsets of cells [s, e], told to be scattered.
 
     Otherwise the compiler gives a thread 4 neighbouring channels, for wider loads, and spreads the states over threads.
     """
-    return tl.max_contiguous(s[:, None] * channels + e[None, :], [1, 1])
+    return tl.max_contiguous(s[:, None] * s_stride + e[None, :] * e_stride, [1, 1])
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def _taps(conv_weight, e, known, TAPS: tl.constexpr):  # type: ignore[no-untyped
 @triton.jit
 def selective_scan_kernel(  # type: ignore[no-untyped-def]
     u, delta, a, b, c, d, z, delta_bias, conv_weight, conv_bias, out,
-    length, pixels, half,
+    length, pixels, half, a_s, a_e,
     u_b, u_t, u_n, delta_b, delta_t, delta_n, b_b, b_t, b_n, c_b, c_t, c_n, z_b, z_t, z_n, out_b, out_t, out_n,
     TAPS: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr, CONV_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, STATES: tl.constexpr, PADDED: tl.constexpr,
@@ -75,9 +75,8 @@ def selective_scan_kernel(  # type: ignore[no-untyped-def]
     s = tl.arange(0, PADDED)
     batch = tl.program_id(2).to(tl.int64)
     # exp2 is the hardware's exponential.
-    rates = tl.load(a + _apart(s, e, tl.num_programs(0) // per * half), known[None, :] & (s < STATES)[:, None], 0).to(
-        tl.float32
-    )
+    cells = known[None, :] & (s < STATES)[:, None]
+    rates = tl.load(a + _apart(s, e, a_s, a_e), cells, 0).to(tl.float32)
     rates = rates * 1.4426950408889634
     skip = tl.load(d + e, known, 0).to(tl.float32)
     bias = tl.zeros([CHANNELS], tl.float32)
@@ -151,7 +150,7 @@ def _at(  # type: ignore[no-untyped-def]
 def selective_scan_backward_kernel(  # type: ignore[no-untyped-def]
     grad, u, delta, a, b, c, d, z, delta_bias, conv_weight, conv_bias,
     du, ddelta, dz, channel_sums, state_sums, scratch,
-    batches, plane, length, pixels, half,
+    batches, plane, length, pixels, half, a_s, a_e,
     grad_b, grad_t, grad_n,
     u_b, u_t, u_n, delta_b, delta_t, delta_n, b_b, b_t, b_n, c_b, c_t, c_n, z_b, z_t, z_n, out_b, out_t, out_n,
     TAPS: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr, CONV_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
@@ -171,7 +170,7 @@ def selective_scan_backward_kernel(  # type: ignore[no-untyped-def]
     s = tl.arange(0, PADDED)
     cells = known[None, :] & (s < STATES)[:, None]
     channels = tl.num_programs(0) // per * half
-    rates = tl.load(a + _apart(s, e, channels), cells, 0).to(tl.float32)
+    rates = tl.load(a + _apart(s, e, a_s, a_e), cells, 0).to(tl.float32)
     skip = tl.load(d + e, known, 0).to(tl.float32)
     zero = tl.zeros([CHANNELS], tl.float32)
     bias = zero
@@ -196,7 +195,7 @@ def selective_scan_backward_kernel(  # type: ignore[no-untyped-def]
     sum3 = zero
     programs = tl.num_programs(1)
     chunks = tl.cdiv(length, CHUNK)
-    cell = _apart(s, lane, CHANNELS)
+    cell = _apart(s, lane, CHANNELS, 1)
     kept = scratch + (tl.program_id(0).to(tl.int64) * programs + tl.program_id(1)) * chunks * (PADDED * CHANNELS) + cell
     width = tl.num_programs(0) // per * STATES  # entries of b and c at a slot and pixel
     for row in range(tl.program_id(1), batches * pixels, programs):
@@ -280,19 +279,22 @@ def selective_scan_backward_kernel(  # type: ignore[no-untyped-def]
             tl.store(du + to, dx.to(du.dtype.element_ty), known)
         tl.debug_barrier()  # the next row uses the same scratch
     sums = channel_sums + tl.program_id(1).to(tl.int64) * (STATES + 7) * channels
-    tl.store(sums + _apart(s, e, channels), sum_a, cells)
+    tl.store(sums + _apart(s, e, channels, 1), sum_a, cells)
     sums += STATES * channels + e
     tl.store(sums, sum_d, known)
     tl.store(sums + channels, sum_bias, known)
     tl.store(sums + 2 * channels, sum_conv, known)
-    tl.store(sums + 3 * channels, sum0, known)
-    tl.store(sums + 4 * channels, sum1, known)
-    tl.store(sums + 5 * channels, sum2, known)
-    tl.store(sums + 6 * channels, sum3, known)
+    # The oldest tap first, as in the weight.
+    tl.store(sums + (3 + (TAPS + 3) % 4) * channels, sum0, known)
+    tl.store(sums + (3 + (TAPS + 2) % 4) * channels, sum1, known)
+    tl.store(sums + (3 + (TAPS + 1) % 4) * channels, sum2, known)
+    tl.store(sums + (3 + TAPS % 4) * channels, sum3, known)
 
 
 class _Given:
     """The ten tensors as the kernels take them."""
+
+    small: dict[str, Any]
 
     def __init__(self, tensors: tuple[Tensor | None, ...], softplus: bool, bidirectional: bool) -> None:
         u, delta, a, b, c, d, z, bias, weight, conv_bias = tensors
@@ -300,9 +302,8 @@ class _Given:
         assert a is not None
         rows = {"u": u, "delta": delta, "b": b, "c": c, "z": z}
         self.rows = {name: None if x is None else adjacent(x) for name, x in rows.items()}
-        small = {"a": a, "d": d, "delta_bias": bias, "conv_weight": weight, "conv_bias": conv_bias}
-        self.small = {name: None if x is None else x.contiguous() for name, x in small.items()}
-        self.small["a"] = a.t().contiguous()  # [S, E]: neighbouring threads read neighbouring channels
+        small = {"d": d, "delta_bias": bias, "conv_weight": weight, "conv_bias": conv_bias}
+        self.small = {"a": a} | {name: None if x is None else x.contiguous() for name, x in small.items()}
         self.batch, self.length, self.pixels, self.channels = u.shape
         self.half, self.states = self.channels // (1 + bidirectional), a.shape[1]
         self.sides = 1 + bidirectional
@@ -319,6 +320,7 @@ class _Given:
     def numbers(self, extra: dict[str, Tensor]) -> dict[str, int]:
         """Sizes and strides."""
         found = {"length": self.length, "pixels": self.pixels, "half": self.half}
+        found |= {"a_e": self.small["a"].stride(0), "a_s": self.small["a"].stride(1)}
         for name, x in {**self.rows, **extra}.items():
             strides = (0, 0, 0) if x is None else x.stride()
             found |= {f"{name}_{axis}": strides[i] for i, axis in enumerate("btn")}
@@ -386,19 +388,23 @@ def backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     launch, channel_sums, state_sums = plan_backward(given, adjacent(grad), made, card(u.device))
     run(launch)
     sums, (db, dc), s = channel_sums.sum(0), state_sums.sum(0), given.states  # [S + 7, E]
-    taps = None if weight is None else sums[s + 3 :][: weight.shape[1]].flip(0).t().contiguous().to(weight.dtype)
+
+    def fresh(like: Tensor | None, value: Tensor) -> Tensor:
+        return u.new_empty(0) if like is None else like.new_empty(like.shape).copy_(value)
+
+    taps = 0 if weight is None else weight.shape[1]
     return (
         made["du"],
         made["ddelta"],
-        sums[:s].t().contiguous().to(a.dtype),
-        db.clone().to(b.dtype),
-        dc.clone().to(c.dtype),
-        sums[s].clone().to(d.dtype),
+        fresh(a, sums[:s].t()),
+        fresh(b, db),
+        fresh(c, dc),
+        fresh(d, sums[s]),
         u.new_empty(0) if z is None else made["dz"],
-        u.new_empty(0) if bias is None else sums[s + 1].clone().to(bias.dtype),
-        u.new_empty(0) if taps is None else taps,
-        u.new_empty(0) if conv_bias is None else sums[s + 2].clone().to(conv_bias.dtype),
-    )  # type: ignore[return-value]
+        fresh(bias, sums[s + 1]),
+        fresh(weight, sums[s + 3 : s + 3 + taps].t()),
+        fresh(conv_bias, sums[s + 2]),
+    )
 
 
 def _full_size() -> tuple[_Given, Tensor]:
