@@ -1,6 +1,6 @@
 """Triton bodies of `add_layer_norm`, `layer_norm` and their gradient: a program holds whole rows in registers."""
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def"
 from typing import Any
 
 import torch

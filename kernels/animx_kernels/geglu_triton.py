@@ -4,7 +4,7 @@ The projection GEMM keeps two accumulators, one of value columns and one of the 
 activation runs on registers and only [rows, D] is written.  Addresses are 64-bit from the row on.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def"
 from typing import Any
 
 import torch

@@ -6,7 +6,7 @@ channels of its groups together (Chan's formula, means before squares), then nor
 atomic additions: the same bytes on every run.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def"
 from typing import Any
 
 import torch

@@ -8,7 +8,7 @@ and not three times, and no padded or gathered copy exists.  Addresses: a 64-bit
 spans 2^31 elements are copied first.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def"
 from typing import Any
 
 import torch
