@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from animx.errors import UsageError, nearest
-from animx.model.schedule import TRAIN_STEPS, ddim_step, ddim_steps, zero_snr_schedule
+from animx.model.schedule import TRAIN_STEPS, ddim_coefficients, ddim_step, ddim_steps, zero_snr_schedule
 
 SCHEDULERS = ("released", "ddim", "dpm++2m", "unipc")
 
@@ -55,6 +55,10 @@ class ReleasedStepper:
         """See `Stepper`."""
         signal, share = self.schedule.signal_noise(self.timesteps[index], x)
         return signal * x - share * velocity
+
+    def coefficients(self, index: int, like: Tensor) -> Tensor:
+        """[6] in the type and on the device of `like`: what `animx_kernels.guided_step` needs to make step `index`."""
+        return ddim_coefficients(self.schedule, like, self.timesteps[index], self.stride)
 
 
 class DiffusersStepper:

@@ -74,18 +74,24 @@ def _can_step(steps: int) -> bool:
     return range(1, TRAIN_STEPS + 1, TRAIN_STEPS // steps)[-1] < TRAIN_STEPS - 1
 
 
+def ddim_coefficients(schedule: Schedule, like: Tensor, t: int, stride: int) -> Tensor:
+    """[6] for the step from t to max(t - stride, 0), in the type and on the device of `like`.
+
+    sqrt(ac), sqrt(1 - ac), sqrt(1 / ac), sqrt(1 / ac - 1) at t; sqrt(ac), sqrt(1 - ac) after it, rounded as released.
+    """
+    ac = schedule.alphas_cumprod
+    before = [np.sqrt(ac[t]), np.sqrt(1 - ac[t]), np.sqrt(1 / ac[t]), np.sqrt(1 / ac[t] - 1)]
+    after = torch.tensor(ac[max(t - stride, 0)], dtype=torch.float64).to(like.dtype)
+    found = torch.stack([*torch.tensor(before, dtype=torch.float64).to(like.dtype), after.sqrt(), (1 - after).sqrt()])
+    return found.to(like.device)
+
+
 def ddim_step(schedule: Schedule, x: Tensor, v: Tensor, t: int, stride: int) -> Tensor:
     """One deterministic DDIM step (eta 0) from t to max(t - stride, 0); x, v any shape [B, ...]."""
-    ac = schedule.alphas_cumprod
-
-    def value(number: float) -> Tensor:
-        return torch.tensor(number, dtype=torch.float64).to(x.device, x.dtype)
-
-    x0 = value(np.sqrt(ac[t])) * x - value(np.sqrt(1 - ac[t])) * v
-    eps = (value(np.sqrt(1 / ac[t])) * x - x0) / value(np.sqrt(1 / ac[t] - 1))
-    target = max(t - stride, 0)
-    after = value(ac[target])
-    return after.sqrt() * x0 + (1 - after).sqrt() * eps
+    signal, noise, inverse, ratio, signal_after, noise_after = ddim_coefficients(schedule, x, t, stride)
+    x0 = signal * x - noise * v
+    eps = (inverse * x - x0) / ratio
+    return signal_after * x0 + noise_after * eps
 
 
 def sample(
