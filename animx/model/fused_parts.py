@@ -26,7 +26,7 @@ from animx.model.attention import (
     TransformerBlock,
 )
 from animx.model.layers import Downsample, ResBlock, TemporalConv, Upsample
-from animx.model.temporal import Temporal
+from animx.model.temporal import MambaBlock, Temporal, through
 from animx_kernels.add_layer_norm import add_layer_norm
 from animx_kernels.geglu import geglu_linear
 from animx_kernels.group_norm_silu import group_norm_silu
@@ -392,23 +392,33 @@ class FusedTemporal(Part):
 
 
 class FusedMamba(Part):
-    """See `Temporal`, with the Mamba block, which is taken as it is: rows of slots, one per token."""
+    """See `Temporal`, with the Mamba block; the scan runs over the slots where they lie."""
 
     def __init__(self, plain: Temporal) -> None:
         super().__init__()
+        block = plain.block
+        assert isinstance(block, MambaBlock)
         self.begin = Beginning(plain.norm, plain.proj_in)
-        self.block = plain.block
+        self.sides, self.library = (block.forward_scan, block.backward_scan), block.library
+        self.hold(norm=block.norm.weight, shift=block.norm.bias)
         self.hold(out=plain.proj_out.weight.flatten(1), bias=bias_of(plain.proj_out))
+        self.eps = block.norm.eps
 
+    norm: Tensor
+    shift: Tensor
     out: Tensor
     bias: Tensor
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """[I, N, C] -> same shape."""
-        y = grid.clip(self.begin(x.view(grid.batch, -1, x.shape[2])).view(*x.shape[:2], -1))  # [B, T, N, D]
-        y = self.block(y.transpose(1, 2).flatten(0, 1))  # [B*N, T, D]
-        y = torch.unflatten(y, 0, (grid.batch, -1)).transpose(1, 2).reshape(*x.shape[:2], -1)
-        return F.linear(y, self.out, self.bias).add_(x)
+        y = self.begin(x.view(grid.batch, -1, x.shape[2])).view(*x.shape[:2], -1)
+        y, normed = add_layer_norm(y, None, self.norm, self.shift, self.eps)
+        if self.library:  # wants a row of slots for each token
+            rows = through(self.sides, grid.clip(normed).transpose(1, 2).flatten(0, 1), library=True)
+            scanned = torch.unflatten(rows, 0, (grid.batch, -1)).transpose(1, 2).flatten(0, 1)
+        else:
+            scanned = through(self.sides, grid.clip(normed)).flatten(0, 1)
+        return F.linear(y.add_(scanned), self.out, self.bias).add_(x)
 
 
 class Resampled(Part):

@@ -62,13 +62,13 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, L, D] -> [B, L, D], causal."""
-        return _through((self,), x)
+        return through((self,), x)
 
 
-def _through(sides: Sequence[Mamba], x: Tensor, library: bool = False) -> Tensor:
-    """The sum of one or two Mamba blocks of x [B, L, D]; the second sees time backwards.
+def through(sides: Sequence[Mamba], x: Tensor, library: bool = False) -> Tensor:
+    """The sum of one or two Mamba blocks of x [B, L, D], or of [B, L, N, D] over L; the second sees time backwards.
 
-    Both directions share every operator; no tensor is flipped.  `library`: the scan is mamba_ssm's (CUDA).
+    Both directions share every operator; no tensor is flipped.  `library`: the scan is mamba_ssm's (CUDA; 3-D x).
     """
     inner = sides[0].D.numel()
     weights = [side.in_proj.weight for side in sides]
@@ -92,6 +92,8 @@ def _through(sides: Sequence[Mamba], x: Tensor, library: bool = False) -> Tensor
     out = torch.cat([side.out_proj.weight for side in sides], dim=1)  # the sum of both in one projection
     if library:
         return F.linear(_library_scan(*given, biases, taps, taps_bias, len(sides)), out)
+    if x.ndim == 4:
+        return F.linear(kernel.selective_scan(*given, biases, taps, taps_bias, True, len(sides) == 2), out)
     u, delta, _, b, c, _, z = (t.transpose(0, 1)[None] if t.ndim == 3 else t for t in given)  # [1, L, B, ...]
     y = kernel.selective_scan(u, delta, rates, b, c, given[5], z, biases, taps, taps_bias, True, len(sides) == 2)
     return F.linear(y, out)[0].transpose(0, 1)
@@ -144,7 +146,7 @@ class MambaBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] -> same shape."""
-        return x + _through((self.forward_scan, self.backward_scan), self.norm(x), self.library)
+        return x + through((self.forward_scan, self.backward_scan), self.norm(x), self.library)
 
 
 class Temporal(nn.Module):
