@@ -12,6 +12,11 @@ CHANGEABLE = ("window", "overlap", "window_batch", "decode_batch", "tile")
 """Settings that follow from the memory unless they are named."""
 
 
+def changeable(settings: Settings) -> dict[str, int]:
+    """The values of `CHANGEABLE`, as a job folder remembers them."""
+    return {name: getattr(settings, name) for name in CHANGEABLE}
+
+
 def halved(settings: Settings, frames: int) -> Settings | None:
     """Fewer windows at once, then shorter windows, for a clip of `frames`; None when one frame was too much."""
     s = settings
