@@ -9,6 +9,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch._dynamo
+import torch._inductor.config
+from torch import nn
+
 from animx.model.attention import SpatialTransformer
 from animx.model.layers import ResBlock
 from animx.model.temporal import Temporal
