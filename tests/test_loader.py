@@ -16,7 +16,7 @@ from prepared import dataset
 from animx.errors import BatchError, InputError, UsageError
 from animx_trainer.data import clip_source
 from animx_trainer.loader import batches
-from animx_trainer.sample import ClipSource, Sample
+from animx_trainer.sample import ClipSource, Sample, clip_of
 from animx_trainer.sources import serial_batches
 
 torch = pytest.importorskip("torch", reason="needs the 'model' extra")
@@ -92,37 +92,44 @@ class Stand:
 
     trouble: str = ""
     pause_s: float = 0.0
+    elsewhere: bool = False
+    """Trouble in worker processes only: the first step is made in this one."""
 
     def __len__(self) -> int:
         return 5
 
     def sample(self, index: int, seed: int) -> Sample:
         time.sleep(self.pause_s)
+        if self.elsewhere and os.getpid() == HERE:
+            return self.plain(index)
         if index == 3 and self.trouble == "bad":
             raise InputError("shard.tar, clip three: pose.npz is damaged")
-        if index == 3 and self.trouble == "die" and os.getpid() != HERE:
+        if index == 3 and self.trouble == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if index == 3 and self.trouble == "bug":
             raise ZeroDivisionError("a bug")
+        return self.plain(index)
+
+    def plain(self, index: int) -> Sample:
         small = np.full((2, 3, 4, 4), index, np.float32)
         return Sample(-1, small[0], small, np.zeros((2, 2, 18), np.float32), small, small[1:])
 
 
 def test_a_worker_that_dies_is_told_with_the_step(clips: ClipSource) -> None:
     with pytest.raises(BatchError, match=r"worker died at step \d+.*(killed|exited).*data\.workers"):
-        list(islice(batches(Stand("die"), seed=0, batch=2, workers=2), 20))
+        list(islice(batches(Stand("die", elsewhere=True), seed=0, batch=2, workers=2), 20))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_data_is_the_same_one_line_from_here_and_from_a_worker(workers: int) -> None:
     with pytest.raises(InputError) as refused:
-        list(islice(batches(Stand("bad"), seed=0, batch=2, workers=workers), 20))
+        list(islice(batches(Stand("bad", elsewhere=workers > 0), seed=0, batch=2, workers=workers), 20))
     assert str(refused.value) == "shard.tar, clip three: pose.npz is damaged"
 
 
 def test_a_bug_in_a_worker_stays_a_bug() -> None:
     with pytest.raises(ZeroDivisionError):
-        list(islice(batches(Stand("bug"), seed=0, batch=2, workers=1), 20))
+        list(islice(batches(Stand("bug", elsewhere=True), seed=0, batch=2, workers=1), 20))
 
 
 def test_closing_stops_the_workers() -> None:
@@ -153,6 +160,22 @@ def test_workers_make_steps_while_the_consumer_works() -> None:
         waits.append(time.perf_counter() - begun)
     made.close()
     assert np.median(waits) < 0.04, waits  # alone it would be 0.08
+
+
+def test_what_workers_prepare_ahead_does_not_touch_what_is_in_use() -> None:
+    made = batches(Stand(), seed=0, batch=5, workers=2)
+    held = []
+    for _ in range(9):
+        samples = next(made)
+        time.sleep(0.03)  # meanwhile the workers write what comes next
+        held.append(samples)
+    made.close()
+    for samples in held:
+        assert sorted(float(s.reference[0, 0, 0]) for s in samples) == [0, 1, 2, 3, 4]
+        assert all((s.pose_images == s.reference[0, 0, 0]).all() for s in samples)
+    for step, samples in enumerate(held):
+        expected = [clip_of(0, key, 5) for key in range(5 * step, 5 * step + 5)]
+        assert [float(s.reference[0, 0, 0]) for s in samples] == expected
 
 
 @pytest.mark.parametrize(("batch", "ranks", "rank"), [(3, 2, 0), (4, 2, 2), (0, 1, 0)])
