@@ -43,8 +43,25 @@ def counted(stack: Any, **changes: Any) -> Counted:
     return count(Setting(stack, **changes))
 
 
-def tiny(stack: Any, conditional: bool = True) -> Counted:
-    return counted(stack, frames=4, width=64, height=64, conditional=conditional, config=TINY)
+def tiny(stack: Any) -> Counted:
+    if stack == "animx":
+        return looked_at()[0]
+    return counted(stack, frames=4, width=64, height=64, config=TINY)
+
+
+@cache
+def looked_at() -> tuple[Counted, int, list[str]]:
+    """The tiny fused network's log, the calls of our operators, and those that got channels which are not adjacent."""
+    own, calls, strided = costs._ours, [], []
+
+    def look(name: str, args: Any, kwargs: Any) -> Any:
+        activations = [one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor) and one.ndim > 2]
+        strided.extend(name for one in activations if one.shape[-1] > 3 and one.stride(-1) != 1)
+        calls.append(name)
+        return own(name, args, kwargs)
+
+    with fakes.replaced(costs, "_ours", look):
+        return count(Setting("animx", 4, 64, 64, config=TINY)), len(calls), strided
 
 
 def rows(found: Counted) -> dict[str, report.Row]:
@@ -132,10 +149,9 @@ def test_the_unconditional_branch_gives_the_published_totals() -> None:
 GROWTH = {
     "16 frames": ({"frames": 16}, 46.0),
     "64 frames": ({"frames": 64}, 176.4),
-    "512x512": ({"width": 512, "height": 512}, 55.6),
-    "576x1024": ({"width": 576, "height": 1024}, 147.7),
     "832x1216": ({"width": 832, "height": 1216}, 303.4),
 }
+"""By the same log: 512x512 55.6 and 576x1024 147.7 TFLOP; left out here for time."""
 
 
 @pytest.mark.slow
@@ -193,18 +209,31 @@ def test_the_fused_network_does_all_the_work_that_cannot_be_folded_away() -> Non
     assert mine == sum(released[name].flops for name in pixels)
 
 
-def test_the_plain_network_casts_nothing_and_prepares_its_conditions() -> None:
-    found = report.figures(counted("plain"))
-    assert found["conditions"] == 0
-    assert found["casts"] == 0
-    assert found["teraflops"] <= (1 - 0.014) * report.figures(counted("released"))["teraflops"]
+@pytest.mark.parametrize("stack", ["plain", "animx"])
+def test_our_networks_cast_nothing_and_prepare_their_conditions(stack: str) -> None:
+    found = report.figures(tiny(stack))
+    assert (found["conditions"], found["casts"], found["waits"]) == (0, 0, 0)
+
+
+def test_the_motion_attention_of_the_fused_network_is_folded_before_the_steps() -> None:
+    read = {name for entry in tiny("animx").forward for name in entry.weights}
+    assert any("down" in name for name in read)
+    attended = {name for name in read if "motion.block.cross_attention" in name or "motion.attention." in name}
+    assert {name.rsplit("to_", 1)[1] for name in attended} <= {"out.bias"}
+
+
+def test_no_kernel_of_the_fused_network_has_to_copy_an_operand_first() -> None:
+    """A kernel that wants adjacent channels copies what has none, where no log can see it."""
+    calls, strided = looked_at()[1:]
+    assert calls > 100
+    assert strided == []
 
 
 # ---- the counter itself ---------------------------------------------------------------------------------------------
 
 
-def log_of(work: Any, root: nn.Module | None = None) -> list[Entry]:
-    return listen(work, root)[1]
+def log_of(work: Any, *roots: nn.Module) -> list[Entry]:
+    return listen(work, *roots)[1]
 
 
 def test_an_operator_without_a_known_cost_is_an_error() -> None:
@@ -368,11 +397,6 @@ def test_operators_know_their_module_and_the_weights_they_read() -> None:
     assert (second.place, second.weights) == ("", ("loose",))
 
 
-def test_the_count_of_a_setting_is_always_the_same() -> None:
-    found = tiny("released")
-    assert report.as_json(count(found.setting)) == report.as_json(found)
-
-
 def test_condition_operators_are_found_on_every_step_of_the_released_code_and_before_the_steps_of_ours() -> None:
     def number(entries: tuple[Entry, ...]) -> int:
         return sum(map(report.is_condition, entries))
@@ -383,10 +407,17 @@ def test_condition_operators_are_found_on_every_step_of_the_released_code_and_be
     assert number(plain.forward) == 0
     assert number(plain.prepared) > 50
     # A key projection that sneaks back into the step is seen by the weight it reads, without any module around it.
-    sneaked = dataclasses.replace(
-        plain.forward[-1], place="down.1.1:SpatialTransformer", weights=("down.1.1.block.cross_attention.to_k.weight",)
-    )
-    assert report.is_condition(sneaked)
+    key = "down.1.1.block.cross_attention.to_k.weight"
+    assert report.is_condition(dataclasses.replace(plain.forward[-1], place="down.1.1:FusedSpatial", weights=(key,)))
+    key = "down.1.2.block.cross_attention.to_k.weight"
+    assert not report.is_condition(dataclasses.replace(plain.forward[-1], place="down.1.2:Temporal", weights=(key,)))
+
+
+def test_a_run_of_the_sampler_is_the_sum_of_its_passes() -> None:
+    sees, blind = tiny("released"), tiny("plain")
+    run = report.denoising([(sees, 31), (blind, 31)])
+    assert run.flops == 31 * (report.total(sees.forward).flops + report.total(blind.forward).flops)
+    assert report.denoising([(sees, 0.5)]).moved == pytest.approx(report.total(sees.forward).moved / 2, abs=1)
 
 
 def test_the_floor_of_an_operator_is_its_slower_bound() -> None:
@@ -436,14 +467,14 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     from animx.counting import stacks
 
     def known_count(setting: Setting) -> Counted:
-        found = tiny(setting.stack, setting.conditional)
+        found = tiny(setting.stack)
         assert found.setting == setting
         return found
 
     monkeypatch.setattr(stacks, "count", known_count)
 
 
-def test_the_command_counts() -> None:
+def test_the_command_counts_and_comes_to_the_same_every_time() -> None:
     found = animx(*SMALL, "--json").json
     assert {name: found[name] for name in report.as_json(tiny("released"))} == report.as_json(tiny("released"))
 
@@ -454,6 +485,10 @@ def test_the_command_prints_a_table_and_json() -> None:
     assert lines[0].startswith("released: one forward pass of 4 + 1 frames at 64x64")
     assert any(line.startswith("total") for line in lines)
     assert sum(line.startswith("predicted least on") for line in lines) == len(report.CARDS)
+    both = animx(*SMALL[:-1], "all", "--json").json
+    assert list(both["stacks"]) == ["released", "plain", "animx"]
+    ours, theirs = (both["stacks"][name]["figures"]["launches"] for name in ("animx", "released"))
+    assert both["ratios"]["launches"] == pytest.approx(ours / theirs, abs=1e-4)
     found = animx(*SMALL, "--json").json
     assert found["bench"] == "count"
     assert found["size"] == "tiny"
@@ -480,6 +515,7 @@ def test_a_figure_above_its_limit_fails_and_is_named() -> None:
         (("--res", "60x64"), "multiples of 64"),
         (("--frames", "0"), "--frames 0"),
         (("--batch", "0"), "--batch 0"),
+        (("--variant", "paper"), "Use --stack plain or animx"),
     ],
 )
 def test_a_wrong_option_is_refused_with_its_mend(given: tuple[str, ...], said: str) -> None:

@@ -16,17 +16,18 @@ FIGURES = ("launches", "teraflops", "gigabytes", "casts", "copies", "conditions"
     "count",
     examples=(
         "animx bench count",
-        "animx bench count --stack released --json",
+        "animx bench count --stack all --parts --json",
         "animx bench count --fail-above launches=1500 --fail-above gigabytes=260",
     ),
 )
 @click.option(
     "--stack",
-    type=click.Choice(("released", "plain", "animx")),
+    type=click.Choice(("released", "plain", "animx", "all")),
     default="animx",
-    help="Operators of the released code, of the plain network, or of the fused one.  [animx]",
+    help="Operators of the released code, of the plain network, of the fused one, or all side by side.  [animx]",
 )
-@click.option("--size", type=click.Choice(("official", "tiny")), default="official", help="Network.  [official]")
+@click.option("--variant", type=click.Choice(("release", "paper")), default="release", help="Network.  [release]")
+@click.option("--size", type=click.Choice(("official", "tiny")), default="official", help="Its size.  [official]")
 @click.option("--frames", type=int, default=32, metavar="N", help="Frames of the window.  [32]")
 @click.option("--res", default=None, metavar="WxH", help="Size of the frames.  [512x768; tiny: 64x64]")
 @click.option("--batch", type=int, default=1, metavar="N", help="Windows at once.  [1]")
@@ -41,6 +42,7 @@ FIGURES = ("launches", "teraflops", "gigabytes", "casts", "copies", "conditions"
 def count(
     out: Output,
     stack: Any,
+    variant: str,
     size: str,
     frames: int,
     res: str | None,
@@ -57,27 +59,36 @@ def count(
     limits = dict(map(_limit, fail_above))
     _ready()
     from animx.bench import CheckError, commit
-    from animx.counting import report
-    from animx.counting.stacks import SIZES, Setting
-    from animx.counting.stacks import count as run
+    from animx.counting import report, stacks
     from animx.times import parse_size
 
-    network, (width, height) = SIZES[size]
+    width, height = stacks.SIZES[size][1]
     if res is not None:
         given = parse_size(res, "--res")
         width, height = given[0] or width, given[1] or height
-    setting = Setting(stack, frames, width, height, batch, not unconditional, network)
-    counted = run(setting)
-    data: dict[str, Any] = {"bench": "count", "size": size, **report.as_json(counted)}
-    lines = report.lines(counted)
+    names: list[Any] = ["released", "plain", "animx"] if stack == "all" else [stack]
+    network = stacks.network(size, variant)
+    settings = [stacks.Setting(name, frames, width, height, batch, not unconditional, network) for name in names]
+    counted = [stacks.count(setting) for setting in settings]
+    ours = counted[-1]
+    found = report.figures(ours)
+    over = [f"{name} {found[name]:g} (at most {most:g})" for name, most in limits.items() if found[name] > most]
+    if over:
+        raise CheckError(f"bench count: {', '.join(over)}. See the tables: animx bench count --stack {names[-1]}")
+    data: dict[str, Any] = {"bench": "count", "size": size, "variant": variant}
+    lines: list[str] = []
+    if len(counted) > 1:
+        data["ratios"] = report.against(ours, counted[0])
+        lines += [f"animx / released: {', '.join(f'{name} {share:.3f}' for name, share in data['ratios'].items())}", ""]
+        data["stacks"] = {one.setting.stack: report.as_json(one) for one in counted}
+    else:
+        data |= report.as_json(ours)
+    for one in counted:
+        lines += [*report.lines(one), ""]
     if parts:
         data["parts"], more = report.parts(frames, width, height)
         lines += more
-    found = report.figures(counted)
-    over = [f"{name} {found[name]:g} (at most {most:g})" for name, most in limits.items() if found[name] > most]
-    if over:
-        raise CheckError(f"bench count: {', '.join(over)}. See the tables: animx bench count --stack {stack}")
-    out.result({**data, "commit": commit()}, lines)
+    out.result({**data, "commit": commit()}, lines[:-1] if lines[-1] == "" else lines)
 
 
 def _limit(text: str) -> tuple[str, float]:

@@ -102,10 +102,10 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def listen(work: Callable[[], Any], root: nn.Module | None = None) -> tuple[Any, list[Entry]]:
-    """Run `work` and log its operators; those of `root`'s modules and parameters carry their names.
+def listen(work: Callable[[], Any], *roots: nn.Module) -> tuple[Any, list[Entry]]:
+    """Run `work` and log its operators; those of the modules and parameters of `roots` carry their names.
 
-    Works on fake tensors (costs of a GPU that is not there) and on real ones of a GPU.
+    A weight that several roots hold has the name of the last one.  Works on fake tensors, and on real ones of a GPU.
     """
     handles = []
     tokens: list[Any] = []
@@ -122,10 +122,12 @@ def listen(work: Callable[[], Any], root: nn.Module | None = None) -> tuple[Any,
         _place.reset(tokens.pop())
 
     names: dict[int, str] = {}
-    if root is not None:
-        names = {_memory(tensor): name for name, tensor in (*root.named_buffers(), *root.named_parameters())}
+    heard: set[nn.Module] = set()
+    for root in roots:
+        names |= {_memory(tensor): name for name, tensor in (*root.named_buffers(), *root.named_parameters())}
         for name, module in root.named_modules():
-            if name:
+            if name and module not in heard:
+                heard.add(module)
                 kind = type(module).__name__
                 handles += [module.register_forward_pre_hook(enter(name, kind)), module.register_forward_hook(leave)]
     listener = _Listener(names)

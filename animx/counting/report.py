@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,24 +79,19 @@ PICTURES = ("local_image", "dwpose", "reference_pose", "reference_latent")
 TOKENS = ("keypoint_encoder", "resampler", "motion_tokens", "image_tokens")
 
 
+_CONTEXT = re.compile(r"(cross_attention|motion\.attention)\.to_[kv]\.")
+_TEMPORAL = re.compile(r":(Fused)?(Temporal|Mamba)/")
+
+
 def is_condition(entry: Entry) -> bool:
     """Whether the operator encodes conditions: by the module it runs in, or by the weights it reads.
 
     Projecting a context to keys and values belongs here too, because the context is the same on every step.
     """
-    names = (entry.place, *entry.weights)
-    if any(name.startswith((*PICTURES, *TOKENS)) for name in names):
+    if any(name.startswith((*PICTURES, *TOKENS)) for name in (entry.place, *entry.weights)):
         return True
-    parts = entry.place.split("/")
-    if any(one.endswith((":SpatialTransformer", ":MotionTransformer", ":MotionCross")) for one in parts):
-        attended = (
-            "cross_attention.to_k.",
-            "cross_attention.to_v.",
-            "motion.attention.to_k.",
-            "motion.attention.to_v.",
-        )
-        return any(mark in name for name in entry.weights for mark in attended)
-    return False
+    is_temporal = _TEMPORAL.search(f"{entry.place}/") is not None  # its second attention is one to itself
+    return not is_temporal and any(_CONTEXT.search(name) for name in entry.weights)
 
 
 def row_of(entry: Entry) -> str:
@@ -115,20 +111,20 @@ def row_of(entry: Entry) -> str:
         return {"conv 3x3": "conv 3x3", "conv 1x1": "conv 1x1 skip"}.get(kind, "temporal conv")
     if kind in ("group norm", "layer norm", "silu"):
         return kind
-    part = "temporal" if ":Temporal/" in f"{place}/" else "pose twin" if "motion:Motion" in place else "spatial"
+    part = "temporal" if _TEMPORAL.search(f"{place}/") else "pose twin" if "/motion:" in place else "spatial"
     if kind == "attention":
         if part == "temporal":
             return "temporal self-attention"
-        if "cross_attention" in place or "MotionCross" in place:
+        if "cross_attention" in place or "cross:" in place or "MotionCross" in place:
             return f"cross-attention, {'motion tokens' if part == 'pose twin' else 'context'}"
         return f"{part} self-attention"
     if kind in ("matmul", "conv 1"):
-        if "feed_forward" in place:
+        if "feed_forward" in place or "end:" in place:
             return "feed-forward"
         if part != "temporal" and "key_value" in place and "cross_attention" in place:
             return "cross K/V projections"
-        if ":ResBlock" in place:
-            return "embeddings and the rest"
+        if "ResBlock" in place:
+            return "embeddings and the rest" if ":ResBlock" in place else "conv 1x1 skip"
         return f"linears {part}"
     if kind == "gelu" or ("feed_forward" in place and ".mul." in entry.operator):
         return "GEGLU"
@@ -267,6 +263,30 @@ def lines(counted: Counted) -> list[str]:
         share = bound / whole if whole else math.nan
         out.append(f"predicted least on {name}: {1e3 * whole:.0f} ms, {share:.0%} of it bound by memory")
     return out
+
+
+RATIOS = ("launches", "teraflops", "gigabytes", "casts", "copies")
+
+
+def against(ours: Counted, theirs: Counted) -> dict[str, float]:
+    """The figures of one log as shares of another's."""
+    mine, other = figures(ours), figures(theirs)
+    return {name: round(mine[name] / other[name], 4) for name in RATIOS if other[name]}
+
+
+def denoising(passes: Iterable[tuple[Counted, float]]) -> Row:
+    """What a run of the sampler costs: forward passes with how often each is made.
+
+    A number need not be whole: a step that takes over cached features counts as the share of the pass that it runs.
+    """
+    row = Row()
+    for counted, times in passes:
+        whole = total(counted.forward)
+        row.calls += round(whole.calls * times)
+        row.launches += round(whole.launches * times)
+        row.flops += round(whole.flops * times)
+        row.moved += round(whole.moved * times)
+    return row
 
 
 def parts(frames: int, width: int, height: int) -> tuple[dict[str, Any], list[str]]:

@@ -14,7 +14,7 @@ from animx.counting.log import Entry, listen
 from animx.counting.released import released_velocity
 from animx.errors import UsageError
 from animx.model.conditions import Inputs
-from animx.model.config import UNetConfig
+from animx.model.config import UNetConfig, variant
 from animx.model.fused import FusedUNet
 from animx.model.schedule import ddim_steps
 from animx.model.unet import AnimateXUNet
@@ -33,6 +33,13 @@ SIZES: Mapping[str, tuple[UNetConfig, tuple[int, int]]] = {
     "tiny": (TINY, (64, 64)),
 }
 """Networks by name, and the frames (width, height) they are counted at."""
+
+
+def network(size: str, kind: str = "release") -> UNetConfig:
+    """The network of a size (`SIZES`) in a variant (`release` or `paper`)."""
+    like = variant(kind)
+    return replace(SIZES[size][0], temporal=like.temporal, motion=like.motion, conditions=like.conditions)
+
 
 STEPS = 30
 """Steps asked for by the released configuration (31 are run); their time embeddings are prepared at once."""
@@ -64,6 +71,8 @@ class Setting:
             raise UsageError(f"--frames {self.frames}: use a whole number from 1")
         if self.batch < 1:
             raise UsageError(f"--batch {self.batch}: use a whole number from 1")
+        if self.stack == "released" and self.config.temporal != "transformer":
+            raise UsageError("--stack released: its operators belong to --variant release. Use --stack plain or animx")
         grain = 8 * 2 ** (len(self.config.multipliers) - 1)
         if self.width < grain or self.height < grain or self.width % grain or self.height % grain:
             raise UsageError(f"--res {self.width}x{self.height}: use multiples of {grain} in both")
@@ -103,10 +112,11 @@ def fake_inputs(setting: Setting, dtype: torch.dtype) -> Inputs:
 
     if not setting.conditional:
         return Inputs()
+    active = setting.config.conditions
     shared = 1 if setting.stack != "released" else setting.frames
     return Inputs(
         image=zeros(b, 1, d), local_image=pictures(shared), dwpose=pictures(t), keypoints=zeros(b, t, 2, 18),
-        clip=zeros(b, t, d),
+        clip=zeros(b, t, d), randomref=zeros(b, 4, 1, *setting.latent) if "randomref" in active else None,
     )  # fmt: skip
 
 
@@ -146,7 +156,8 @@ def _steps(setting: Setting, unet: AnimateXUNet, network: nn.Module) -> Counted:
         return conditions, unet.times(ddim_steps(STEPS))
 
     (conditions, times), prepared = listen(prepare, unet)
-    _, entries = listen(lambda: network(x, t, conditions, times), network)
+    roots = [unet] if network is unet else [network, unet]
+    _, entries = listen(lambda: network(x, t, conditions, times), *roots)
     return Counted(setting, tuple(entries), tuple(prepared))
 
 
