@@ -1,14 +1,17 @@
 """Atomic output: written under a temporary name beside the target, renamed when whole, removed when anything fails.
 
 In: the final path and whether it may replace what is there.  Out: a temporary path to write to.
-So nobody ever sees half a file under the final name, whatever stops the command (error, Ctrl-C, full disk).
+So nobody ever sees half a file under the final name, whatever stops the command (error, Ctrl-C, full disk).  A command
+that is killed outright cannot clean up; what it left beside a target goes when that target is written the next time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import fnmatch
+import hashlib
 import os
 import secrets
 import shutil
@@ -90,9 +93,8 @@ def writing(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     check_target(path, overwrite)
     target = _resolved(path)
     special = target.exists() and not target.is_file()
-    temporary = _beside(Path(tempfile.gettempdir()) / target.name if special else target)
     try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        temporary, lock = _begin(Path(tempfile.gettempdir()) / target.name if special else target)
     except OSError as error:
         raise output_error(path, error) from error
     try:
@@ -108,6 +110,7 @@ def writing(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        os.close(lock)
 
 
 def check_folder_target(
@@ -148,11 +151,11 @@ def writing_folder(
     """
     check_folder_target(path, overwrite, own, own_folders)
     target = _resolved(path)
-    temporary, old = _beside(target), _beside(target)
     try:
-        temporary.mkdir()
+        temporary, lock = _begin(target, folder=True)
     except OSError as error:
         raise output_error(path, error) from error
+    old = temporary.with_suffix(".old")
     try:
         with _as_output_error(path, temporary):
             yield temporary
@@ -169,6 +172,7 @@ def writing_folder(
         shutil.rmtree(temporary, ignore_errors=True)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
+        os.close(lock)
 
 
 @contextlib.contextmanager
@@ -196,6 +200,47 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _beside(target: Path) -> Path:
-    """A fresh hidden name beside `target`; short, so that a long target name does not make it too long."""
-    return target.with_name(f".animx-{secrets.token_hex(6)}.part{target.suffix[:16]}")
+def _marks(target: Path) -> str:
+    """How the hidden names of a target begin; short, so that a long target name does not make them too long."""
+    return f".animx-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:10]}-"
+
+
+def _begin(target: Path, folder: bool = False) -> tuple[Path, int]:
+    """A new hidden file or folder beside `target`, and the lock that its writer holds; `os.close` releases it.
+
+    The lock ends with its process, so a part whose lock is free has no writer any more: it is removed here.
+    """
+    _sweep(target)
+    while True:
+        part = target.with_name(f"{_marks(target)}{secrets.token_hex(6)}.part{'' if folder else target.suffix[:16]}")
+        if folder:
+            part.mkdir()
+            try:
+                lock = os.open(part, os.O_RDONLY)
+            except FileNotFoundError:  # another process took it for a left-over
+                continue
+        else:
+            lock = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks: parts stay after a kill
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if part.exists():  # else the same mistake, a moment later
+            return part, lock
+        os.close(lock)
+
+
+def _sweep(target: Path) -> None:
+    """Remove the parts of `target` that a killed process left; where locks do not work, nothing."""
+    with contextlib.suppress(OSError):
+        for part in target.parent.glob(f"{_marks(target)}*.*"):
+            if part.suffix == ".old" and not target.exists():
+                continue  # the only copy of what was replaced
+            with contextlib.suppress(OSError):
+                lock = os.open(part, os.O_RDONLY)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if part.is_dir():
+                        shutil.rmtree(part)
+                    else:
+                        part.unlink()
+                finally:
+                    os.close(lock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -205,3 +206,66 @@ def test_a_folder_with_anything_else_in_it_is_never_replaced(tmp_path: Path) -> 
     with pytest.raises(UsageError, match="'sub'"), writing_folder(out, overwrite=True, own="*.png"):
         pass
     assert names(out) == ["1.png", "sub"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from animx.atomic import writing, writing_folder
+target = Path(sys.argv[1])
+with (writing_folder if sys.argv[2] == "folder" else writing)(target) as part:
+    ((part / "0.png") if part.is_dir() else part).write_text("half")
+    print("writing", flush=True)
+    if sys.argv[3] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_command_left_goes_with_the_next_writing_of_that_target(tmp_path: Path, kind: str) -> None:
+    target, other = tmp_path / "a.mp4", tmp_path / "b.mp4"
+    for path in (target, other):
+        subprocess.run([sys.executable, "-c", KILLED, str(path), kind, "kill"], check=False, stdout=subprocess.DEVNULL)
+    assert len(names(tmp_path)) == 2
+    write = writing_folder if kind == "folder" else writing
+    with write(target) as part:
+        assert len(names(tmp_path)) == 2, "the new part, and that of the other target"
+        (part / "0.png" if kind == "folder" else part).write_text("whole")
+    assert len(names(tmp_path)) == 2
+    assert "a.mp4" in names(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_the_part_of_a_command_that_still_writes_is_left_alone(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "a.mp4"
+    command = [sys.executable, "-c", KILLED, str(target), kind, "wait"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as busy:
+        assert busy.stdin is not None
+        assert busy.stdout is not None
+        assert busy.stdout.readline() == "writing\n"
+        seen: list[str] = []
+        with contextlib.suppress(Stop), (writing_folder if kind == "folder" else writing)(target):
+            seen = names(tmp_path)
+            raise Stop
+        assert len(seen) == 2
+        assert len(names(tmp_path)) == 1
+        busy.stdin.close()
+    assert busy.returncode == 0
+    assert names(tmp_path) == ["a.mp4"]
+
+
+def test_what_was_replaced_is_never_swept_while_it_is_the_only_copy(tmp_path: Path) -> None:
+    target = tmp_path / "frames"
+    with writing_folder(target) as part:
+        (part / "0.png").write_text("mine")
+        hidden = part.with_suffix(".old")
+    target.rename(hidden)  # killed between the two renames
+    with pytest.raises(Stop), writing_folder(target):
+        raise Stop
+    assert (hidden / "0.png").read_text() == "mine"
+    with writing_folder(target) as part:
+        (part / "0.png").write_text("new")
+    with pytest.raises(Stop), writing_folder(target, overwrite=True):
+        raise Stop
+    assert names(tmp_path) == ["frames"]
