@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="needs the 'model' extra")
 pytest.importorskip("diffusers", reason="needs the 'model' extra")
 torch.set_num_threads(1)
 
-from training import UNET, samples, tiny_config, tiny_run, weights  # noqa: E402
+from training import LEAN, UNET, samples, tiny_config, tiny_run, weights  # noqa: E402
 
 from animx.config import as_mapping  # noqa: E402
 from animx.errors import InputError, OutputError, UsageError  # noqa: E402
@@ -30,7 +30,11 @@ from animx_trainer.journal import Journal, read_log  # noqa: E402
 from animx_trainer.loop import CHECKPOINTS, resume, save, take_step, train  # noqa: E402
 from animx_trainer.optimizer import groups, make_optimizer, rate, set_rate  # noqa: E402
 
-LONG = tiny_config(steps=5, log=LogConfig(strips_every=0, checkpoint_every=2, tensorboard=False, keep=2))
+LONG = tiny_config(
+    model=ModelConfig(unet=LEAN, encoders="none"),
+    steps=5,
+    log=LogConfig(strips_every=0, checkpoint_every=2, tensorboard=False, keep=2),
+)
 
 
 def _same(one: dict[str, Any], two: dict[str, Any]) -> bool:

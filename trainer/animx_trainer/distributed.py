@@ -115,6 +115,8 @@ def _shard(denoiser: Denoiser, world: World) -> nn.Module:
         raise UsageError("parallel: fsdp needs several processes. Run: torchrun --nproc-per-node 2 -m animx train ...")
     mesh = init_device_mesh(world.device.type, (world.size,))
     for module in list(denoiser.modules()):
+        if isinstance(module, ResBlock):
+            fully_shard(module.time, mesh=mesh)  # the shifts of all blocks are computed before the first one runs
         if isinstance(module, UNITS):
             fully_shard(module, mesh=mesh)
         elif isinstance(module, SpatialTransformer):
@@ -124,7 +126,8 @@ def _shard(denoiser: Denoiser, world: World) -> nn.Module:
                 if isinstance(block, TransformerBlock):
                     fully_shard(block.self_attention, mesh=mesh)
                     fully_shard(block.feed_forward, mesh=mesh)
-    fully_shard(denoiser, mesh=mesh)
+    # The root too gives its weights back after a forward: else a step after a sample strip would see the averages.
+    fully_shard(denoiser, mesh=mesh, reshard_after_forward=True)
     return denoiser
 
 
