@@ -133,7 +133,7 @@ def test_the_folded_motion_attention_is_faster_than_the_unfolded_one(channels: i
     with torch.no_grad():
         slow, fast = fastest(
             [lambda: unfolded(x), lambda: motion_attention(x, *folded, channels // 64, 1e-5)],
-            {320: 7, 640: 5, 1280: 4}[channels],
+            {320: 6, 640: 4, 1280: 3}[channels],
         )
     assert slow / fast >= least, f"{slow / fast:.2f} times"
 
@@ -228,7 +228,6 @@ def test_outputs_may_reach_beyond_31_bits() -> None:
     assert out.numel() > 2**31
     wanted = OPS["temporal_attention"].reference(x, x, x, 1)
     config = tuned("temporal_attention", "T3 d16")
-    kernel = temporal_attention_triton.temporal_attention_kernel
     with gates.mode("interpret"):
         assert use_triton("temporal_attention", x)
         given = {"q": many, "k": many, "v": many}
@@ -248,16 +247,16 @@ def test_outputs_may_reach_beyond_31_bits() -> None:
         torch.testing.assert_close(out[:, -1:], wanted, rtol=4e-3, atol=4e-3)
 
         frames = 2**27 + 1
-        latents = torch.zeros(1, 4, frames, 2, 2, dtype=half)
-        latents[:, :, -1] = 2.0
-        velocity = torch.zeros(1, 4, frames, 2, 2, dtype=half)
-        velocity[:, :, -1] = 3.0
-        scale, coefficients = torch.ones((), dtype=half), torch.tensor([1, 0, 1, 1, 5, 1], dtype=half)
-        weights = torch.zeros(1, 1, dtype=half).expand(1, frames).clone()
+        latents, velocity = (torch.empty(1, 4, frames, 2, 2, dtype=half) for _ in range(2))
+        weights = torch.empty(1, frames, dtype=half)
+        for tensor, value in ((latents, 2.0), (velocity, 3.0), (weights, 1.0)):
+            tensor.view(-1)[-2048:] = value
+        scale, coefficients = torch.ones((), dtype=half), torch.tensor([1, 1, 1, 1, 5, 1], dtype=half)
         after, clean = torch.empty_like(latents), torch.empty_like(latents)
         starts = torch.zeros(1, dtype=torch.int64)
         with gates.last_program_only():
             run(
                 guided_step_triton.plan(latents, velocity, None, scale, coefficients, starts, weights, after, clean, 90)
             )
-        assert float(after[0, -1, -1, -1, -1]) == 10.0
+        assert float(clean[0, -1, -1, -1, -1]) == 2 - 3
+        assert float(after[0, -1, -1, -1, -1]) == 5 * (2 - 3) + (2 - (2 - 3))
