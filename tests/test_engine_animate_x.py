@@ -174,6 +174,7 @@ BAD = [
     (("--set", "animate-x.colour=3"), "true or false"),
     (("--set", "animate-x.guidance=.nan"), "a number"),
     (("--set", "animate-x.stepz=3"), "steps"),
+    (("--set", "animate-x.stack=fast"), "animate-x.stack"),
     (("--set", "puppet.cell=3"), "puppet.cell"),
 ]
 
@@ -214,6 +215,13 @@ def test_options_that_change_no_byte_stay_out_of_the_recipe(stage: Stage, plain:
 def test_every_option_is_felt(stage: Stage, plain: Path, more: tuple[object, ...]) -> None:
     good(stage.render("out.mp4", "-q", "--duration", "7f", *more))
     assert not np.array_equal(pictures("out.mp4")[:5], pictures(plain)[:5])
+
+
+def test_the_fused_network_gives_the_same_frames_up_to_rounding(stage: Stage, plain: Path) -> None:
+    good(stage.render("out.mp4", "-q", "--set", "animate-x.stack=fused"))
+    assert np.abs(pictures("out.mp4").astype(int) - pictures(plain)).max() <= 2
+    assert side_car("out.mp4")["options"]["animate-x.stack"] == "fused"
+    assert side_car(plain)["options"]["animate-x.stack"] == "plain"
 
 
 # ---- what is said ----

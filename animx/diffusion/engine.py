@@ -194,6 +194,7 @@ class AnimateXEngine:
             on_preview=job.on_preview,
             preview_every=run.options.preview or 0,
             stream=_streams(run.options, run.device, run.tier.offload),
+            graph=run.options.graph,
         )
         yielded = False
         while True:
@@ -294,6 +295,7 @@ def _resolve(job: RenderJob, ranks: Ranks | None = None) -> _Run:
     from animx.diffusion.memory import choose_tier, config_of
     from animx.diffusion.ranks import device_of_rank
     from animx.diffusion.render import Settings
+    from animx.diffusion.running import resolved
     from animx.diffusion.sampler import Guidance
     from animx.diffusion.windows import cut_windows
     from animx.weights import find_model
@@ -337,6 +339,8 @@ def _resolve(job: RenderJob, ranks: Ranks | None = None) -> _Run:
         decode_batch=o.decode_batch or tier.decode_batch,
         tile=o.tile if o.tile is not None else tier.tile,
         colour=o.colour,
+        stack="plain" if o.compiled and o.stack == "auto" else resolved(o.stack, device),
+        compiled=o.compiled,
     )
     return _Run(o, device, dtype, settings, replace(tier, dtype=dtype))
 

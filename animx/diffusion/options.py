@@ -15,10 +15,11 @@ from animx.errors import UsageError
 
 DEFAULT_MODEL = "animate-x"
 DTYPES = ("float32", "bfloat16", "float16")
+STACKS = ("plain", "fused", "auto")
 IMAGE_ENCODERS = ("transformers", "open_clip")
 SMALLEST_TILE = 16
 """Smaller tiles are mostly overlap [latent cells]."""
-UNRECORDED = frozenset({"device", "vram", "resume", "preview", "stream"})
+UNRECORDED = frozenset({"device", "vram", "resume", "preview", "stream", "graph"})
 """Options that change no byte of the output by themselves, so that the recipe leaves them out."""
 
 
@@ -52,6 +53,12 @@ class EngineOptions:
     """Windows that go through the network at once (the results differ in the last bits); None = by the tier."""
     colour: bool = True
     """Pull the colours of later segments back to the first one's."""
+    stack: str = "auto"
+    """Form of the network: plain, fused (token-major, our kernels), or auto (fused on CUDA)."""
+    compiled: bool = False
+    """Compile the plain network's parts with torch.compile (minutes at the first start; kept in a folder)."""
+    graph: bool = False
+    """Record a step as a CUDA graph (CUDA, without offloading); changes no byte."""
     device: str | None = None
     """cpu, cuda or cuda:N; None = CUDA where there is one."""
     dtype: str | None = None
@@ -91,6 +98,10 @@ class EngineOptions:
             raise UsageError(f"{shown('tile')} {self.tile}: use 0 for whole frames, or at least {SMALLEST_TILE}")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UsageError(f"--dtype {self.dtype}: use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
+        if self.stack not in STACKS:
+            raise UsageError(f"{shown('stack')} {self.stack}: use {', '.join(STACKS[:-1])} or {STACKS[-1]}")
+        if self.compiled and self.stack == "fused":
+            raise UsageError(f"{shown('compiled')}: is for the plain network. Add {shown('stack')}=plain")
         if self.image_encoder not in IMAGE_ENCODERS:
             raise UsageError(f"{shown('image_encoder')} {self.image_encoder}: use {' or '.join(IMAGE_ENCODERS)}")
         if self.vram is not None and self.vram <= 0:

@@ -6,6 +6,8 @@ must have.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,8 @@ class Placing:
         self.components = components
         self.offload = offload
         """The device that a network visits while it works; None = all stay where they are."""
+        self.kept: tuple[Any, Any] | None = None
+        """What `Running` built on weights that stay: (form and place, network)."""
 
     @property
     def device(self) -> torch.device:

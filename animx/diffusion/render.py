@@ -19,6 +19,7 @@ from torch import Tensor
 from animx.diffusion.clip import Clip
 from animx.diffusion.placing import Placing
 from animx.diffusion.ranks import DECODING, Ranks
+from animx.diffusion.running import Form, Running
 from animx.diffusion.sampler import Batching, Guidance, Row, Watch, denoise, segment_noise, segment_seed
 from animx.diffusion.steppers import Stepper, make_stepper
 from animx.diffusion.windows import Segment, blend_weights, cut_segments, cut_windows
@@ -58,6 +59,10 @@ class Settings:
     """Largest side of what is decoded at once [latent cells]; 0 = whole frames."""
     colour: bool = True
     """Pull the colours of later segments back to the first one's."""
+    stack: str = "auto"
+    """plain, fused, or auto: fused on CUDA; equal up to rounding."""
+    compiled: bool = False
+    """Compile the plain network's parts; equal up to rounding."""
 
 
 @dataclass
@@ -91,6 +96,8 @@ class Hooks:
     stream: bool = False
     """Denoise the next segment in a thread while frames are decoded and taken.  Not with several ranks: what they
     tell one another must keep its order."""
+    graph: bool = False
+    """Record a step as a CUDA graph and replay it (CUDA, weights that stay on the device)."""
 
 
 def render_clip(
@@ -187,6 +194,7 @@ class _Work:
         """Latents [1, 4, F, h, w] of one segment, float32 on the CPU; `known` are those of its first frames."""
         s, clip, unet, hooks = self.settings, self.clip, self.placing.components.unet, self.hooks
         like = self.placing.use("unet")
+        network = Running(self.placing, Form(s.stack, s.compiled, hooks.graph))
         windows = cut_windows(segment.frames, s.window, s.overlap)
         stepper = self.stepper(number)
         with torch.no_grad():
@@ -209,8 +217,7 @@ class _Work:
 
         def velocity(x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
             # Latents stay float32 between steps, as released; only the network runs in its own precision.
-            out: Tensor = unet(x.to(like.dtype), t, conditions, times).float()
-            return out
+            return network(x.to(like.dtype), t, conditions, times).float()
 
         def on_step(index: int, t: int, latents: Tensor) -> Tensor | None:
             changed = hooks.on_latents(number, index, t, latents) if hooks.on_latents is not None else None
@@ -221,6 +228,7 @@ class _Work:
         def on_clean(index: int, latents: Tensor) -> None:
             if hooks.on_preview is not None and self.ranks.is_first:
                 middle = latents.shape[2] // 2
+                network.clear()
                 try:
                     hooks.on_preview(next(decoded(self.placing, latents[:, :, middle : middle + 1], 1, s.tile)))
                 except torch.OutOfMemoryError:
