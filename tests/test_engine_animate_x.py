@@ -191,8 +191,8 @@ def test_bad_options_are_refused_before_any_work(
 def test_help_names_every_option_of_the_engine_with_its_default() -> None:
     text = " ".join(animx("render", "--help").out.split())
     named = {name for name in NAMES if f"--{name} " in text}
-    assert named == {"steps", "guidance", "scheduler", "window", "overlap", "model", "device", "dtype", "vram",
-                     "preview", "resume"}  # fmt: skip
+    assert named == {"speed", "steps", "guidance", "scheduler", "window", "overlap", "model", "device", "dtype",
+                     "vram", "preview", "resume"}  # fmt: skip
     defaults = EngineOptions()
     for name in ("steps", "guidance", "scheduler"):
         line = text.split(f"--{name} ", 1)[1].split(" --", 1)[0]

@@ -11,6 +11,7 @@ from animx.cli import options as o
 from animx.cli.output import Output
 
 ENGINE_OPTIONS: tuple[tuple[str, Any, str], ...] = (
+    ("speed", str, "animate-x: exact, fast or fastest: scheduler, steps and guidance by one word.  [exact]"),
     ("steps", int, "animate-x: denoising steps.  [30, which the released spacing makes 31]"),
     ("guidance", float, "animate-x: guidance scale; 1 = none.  [2.5]"),
     ("scheduler", str, "animate-x: released, ddim, dpm++2m or unipc.  [released]"),

@@ -118,7 +118,7 @@ class AnimateXEngine:
         segments = cut_segments(job.poses.frames, s.window, s.overlap, s.windows)
         windows = [w for segment in segments for w in cut_windows(segment.frames, s.window, s.overlap)]
         steps = len(make_stepper(s.scheduler, s.steps, eta=s.eta).timesteps)
-        branches = sum(2 if s.guidance.acts(i, steps) else 1 for i in range(steps))
+        branches = s.guidance.passes(steps)
         slots = sum(b - a + 1 for a, b in windows)
         # 89.4 TFLOP for 33 slots of 96 x 64, counted; attention makes larger grids cost a little more than linear.
         tflop = 89.4 * slots / 33 * (latent[0] * latent[1] / 6144) * branches
@@ -329,7 +329,7 @@ def _resolve(job: RenderJob, ranks: Ranks | None = None) -> _Run:
         steps=o.steps,
         scheduler=o.scheduler,
         eta=o.eta,
-        guidance=Guidance(o.guidance, o.guidance_start, o.guidance_end),
+        guidance=Guidance(o.guidance, o.guidance_start, o.guidance_end, o.guidance_every),
         guidance_batched=o.guidance_batched,
         window=window,
         overlap=overlap,
@@ -387,9 +387,9 @@ def _record(run: _Run) -> dict[str, Any]:
     settings = asdict(run.settings)
     guidance = settings.pop("guidance")
     settings.pop("seed")
-    named = {"guidance": guidance["scale"], "guidance_start": guidance["start"], "guidance_end": guidance["end"]}
-    chosen = {"model": Path(run.options.model).name, "dtype": run.dtype, "image_encoder": run.options.image_encoder}
-    return {**settings, **named, **chosen}
+    named = {"guidance": guidance.pop("scale"), **{f"guidance_{name}": value for name, value in guidance.items()}}
+    chosen = {name: getattr(run.options, name) for name in ("speed", "image_encoder")}
+    return {**settings, **named, **chosen, "model": Path(run.options.model).name, "dtype": run.dtype}
 
 
 def _facts(job: RenderJob) -> dict[str, str]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from animx.errors import UsageError
+from animx.diffusion.speed import SPEEDS, with_speed
+from animx.errors import UsageError, nearest
 
 DEFAULT_MODEL = "animate-x"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -29,6 +30,8 @@ class EngineOptions:
 
     model: str = DEFAULT_MODEL
     """Model by name or folder."""
+    speed: str = "exact"
+    """exact, fast or fastest: a word for scheduler, steps and guidance; options given by name win over it."""
     steps: int = 30
     """Denoising steps asked for (the released spacing makes 31 of 30)."""
     scheduler: str = "released"
@@ -41,6 +44,8 @@ class EngineOptions:
     """Share of the steps after which guidance begins, 0..1."""
     guidance_end: float = 1.0
     """Share of the steps after which guidance ends, 0..1."""
+    guidance_every: int = 1
+    """Run the unconditional branch in every so many guided steps and reuse its difference in between; 1 = in all."""
     guidance_batched: bool = False
     """Run both guidance branches as one batch (the results differ in the last bits)."""
     window: int | None = None
@@ -82,11 +87,14 @@ class EngineOptions:
     def of(cls, given: Mapping[str, Any]) -> EngineOptions:
         """Check types and ranges; a `UsageError` names the option as it was given."""
         hints = get_type_hints(cls)
-        values = {name: _typed(name, value, hints[name]) for name, value in given.items() if value is not None}
+        filled = with_speed(given)
+        values = {name: _typed(name, value, hints[name]) for name, value in filled.items() if value is not None}
         return cls(**values)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "windows", "window", "window_batch", "decode_batch", "preview"):
+        if self.speed not in SPEEDS:
+            raise UsageError(f"--speed '{self.speed}': use {', '.join(SPEEDS)}.{nearest(self.speed, SPEEDS)}")
+        for name in ("steps", "windows", "window", "window_batch", "decode_batch", "preview", "guidance_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{shown(name)} {value}: use a whole number from 1")
@@ -118,8 +126,8 @@ NAMES = frozenset(one.name for one in fields(EngineOptions))
 
 def shown(name: str) -> str:
     """How a user writes the option."""
-    named = {"steps", "guidance", "scheduler", "window", "overlap", "model", "device", "dtype", "vram", "resume"}
-    return f"--{name}" if name in named | {"preview"} else f"--set animate-x.{name}"
+    named = {"speed", "steps", "guidance", "scheduler", "window", "overlap", "model", "device", "dtype", "vram"}
+    return f"--{name}" if name in named | {"resume", "preview"} else f"--set animate-x.{name}"
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from animx.diffusion.caching import GuidanceCache
 from animx.diffusion.steppers import Stepper
-from animx.model.schedule import guided, released_noise
+from animx.model.schedule import released_noise
 
 Velocity = Callable[[Tensor, Tensor, int], Tensor]
 """(latents of a window [1, 4, F, h, w], timestep [1], number of the window) -> velocity of the same shape."""
@@ -31,10 +32,22 @@ class Guidance:
     """First step that is guided, as a share of all steps, 0..1."""
     end: float = 1.0
     """Steps from this share on are not guided."""
+    every: int = 1
+    """The unconditional branch runs in the first guided step and every so many after it; between, the difference of
+    the branches is reused (see `GuidanceCache`)."""
 
     def acts(self, index: int, steps: int) -> bool:
         """Whether step `index` of `steps` is guided."""
         return self.scale != 1.0 and self.start <= index / steps < self.end
+
+    def runs(self, index: int, steps: int) -> bool:
+        """Whether step `index` of `steps` runs the unconditional branch."""
+        guided_before = sum(self.acts(i, steps) for i in range(index))
+        return self.acts(index, steps) and guided_before % self.every == 0
+
+    def passes(self, steps: int) -> int:
+        """Passes of the network that `steps` steps take for one window."""
+        return sum(2 if self.runs(index, steps) else 1 for index in range(steps))
 
 
 def segment_noise(seed: int, segment: int, shape: tuple[int, int, int, int, int]) -> Tensor:
@@ -124,6 +137,7 @@ def denoise(
     batching = batching if batching is not None and together is not None else Batching()
     count = 0 if known is None else known.shape[2]
     steps = len(stepper.timesteps)
+    cache = GuidanceCache()
     x = noise
 
     def passes(rows: Sequence[Row], x: Tensor, time: Tensor) -> Tensor:
@@ -137,8 +151,8 @@ def denoise(
         if known is not None:
             x = torch.cat([stepper.noised(known, noise[:, :, :count], index), x[:, :, count:]], dim=2)
         time = torch.full((1,), t, dtype=torch.int64, device=x.device)
-        is_guided = guidance.acts(index, steps)
-        groups = batching.groups(windows, guided=is_guided)
+        is_guided, runs_both = guidance.acts(index, steps), guidance.runs(index, steps)
+        groups = batching.groups(windows, guided=runs_both)
         tasks = [partial(passes, group, x, time) for group in groups]
         done = evaluate(tasks, x) if evaluate is not None else [task() for task in tasks]
         results = {
@@ -147,8 +161,10 @@ def denoise(
         velocity = torch.zeros_like(x)
         for number, (first, last) in enumerate(windows):
             v = results[number, True]
-            if is_guided:
-                v = guided(v, results[number, False], guidance.scale)
+            if runs_both:
+                v = cache.fresh(number, v, results[number, False], guidance.scale, keep=guidance.every > 1)
+            elif is_guided:
+                v = cache.reused(number, v, guidance.scale)
             if len(windows) == 1:
                 velocity = v
             else:
