@@ -56,6 +56,7 @@ def dataset(folder: Path, lengths: list[int], per_shard: int = 3, canvas: Canvas
 
 BACKEND = '''
 """A pose backend that finds white blocks: each is a person whose limbs swing with its place."""
+import os, signal
 import numpy as np
 from animx.pose.detection import Detection, nobody
 from animx.pose.skeleton import JOINTS, TEMPLATE
@@ -68,6 +69,8 @@ class Blocks:
         return None
 
     def detect(self, frame, *, still=False):
+        if frame[..., 0].min() > 200 and frame[..., 2].max() < 60:  # a red picture is the end of this process
+            os.kill(os.getpid(), signal.SIGKILL)
         columns = (frame.min(axis=2) > 170).any(axis=0)
         edges = np.flatnonzero(np.diff(np.concatenate([[0], columns.astype(int), [0]])))
         found = []

@@ -205,6 +205,24 @@ def test_the_trainer_opens_prepared_clips_by_config(folder: Path) -> None:
         open_source(DataConfig("shards", str(folder), options={"strides": 2}), seed=0)
 
 
+def test_the_config_of_the_documentation_is_one() -> None:
+    import re
+
+    import yaml
+
+    from animx.config import build
+    from animx_trainer.config import TrainConfig
+    from animx_trainer.data import data_options
+    from animx_trainer.pose_augment import load_epi
+
+    text = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    config = build(TrainConfig, yaml.safe_load(block), "data.md")
+    options = data_options(config.data.options)
+    assert load_epi(options.epi).without == ("drop",)
+    assert options.pool == "pool.npz"
+
+
 # ---- bad data ------------------------------------------------------------------------------------------------------
 
 

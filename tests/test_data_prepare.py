@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clips import write_clip
 from prepared import block_frame, block_video, install_backend
 from skeletons import dancing
 
 from animx import atomic, plugins
 from animx.canvas import Canvas
-from animx.errors import InputError, NoFigureError, OutputError, UsageError
+from animx.errors import BatchError, InputError, NoFigureError, OutputError, UsageError
 from animx.pose.sequence import PoseSequence
 from animx_trainer import one_video, prepare
 from animx_trainer.one_video import Cutting
@@ -264,6 +265,8 @@ def test_stopped_at_any_write_and_resumed_the_bytes_are_the_same(
         patch.setattr(Path, "rename", rename)
         with pytest.raises(Stopped):
             prepare.prepare([videos], tmp_path / "set", OPTIONS)
+    if after > 1:  # what kill -9 leaves of a tar
+        (tmp_path / "set" / ".animx-0123456789ab.part.tar").write_bytes(b"half a tar")
     looked_at: list[str] = []
     real = prepare.prepare_video
     monkeypatch.setattr(
@@ -384,6 +387,21 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(
 
 
 @pytest.mark.slow
+def test_a_worker_that_dies_is_told_and_what_was_done_stays(videos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(videos / "c.mp4", folder / "a.mp4")
+    red = [np.full((160, 144, 3), [250, 0, 0], np.uint8)] * 14
+    write_clip(folder / "b.mp4", red, options={"preset": "ultrafast", "threads": "1"})
+    prepare.prepare([folder / "a.mp4"], tmp_path / "one", OPTIONS)
+    with pytest.raises(BatchError, match=r"worker died .* b\.mp4.*same command again"):
+        prepare.prepare([folder], tmp_path / "set", OPTIONS, workers=2)
+    (folder / "b.mp4").unlink()
+    assert prepare.prepare([folder], tmp_path / "set", OPTIONS)["clips"] == 2
+    assert files(tmp_path / "set")["clips-00000.tar"] == files(tmp_path / "one")["clips-00000.tar"]
+
+
+@pytest.mark.slow
 def test_latents_and_vectors_made_beforehand_are_those_of_the_encoders(
     tiny_release: Path, videos: Path, tmp_path: Path
 ) -> None:
@@ -415,6 +433,8 @@ def test_latents_and_vectors_made_beforehand_are_those_of_the_encoders(
     assert 0.5 < away.mean() < 1.1  # a draw from the posterior: the mean of |N(0, 1)| is 0.8
     again = clip_source(tmp_path / "set", 6, (48, 64), given).sample(0, 3)
     assert np.array_equal(again.latents, made.latents)
+    with pytest.raises(InputError, match=r"latents were made at \[48, 64\]"):
+        clip_source(tmp_path / "set", 6, (24, 32), given)
 
 
 def test_the_block_is_what_the_backend_finds(site: Path) -> None:

@@ -154,6 +154,8 @@ def _begin(home: Path, options: PrepareOptions, overwrite: bool) -> None:
                 f"{home}: was begun with other options. Give the same ones to go on, or -y/--overwrite to begin anew"
             )
         log.info("%s: goes on with what was prepared before", home)
+        for left in home.glob(".animx-*.part*"):  # of a killed run
+            left.unlink(missing_ok=True)
         return
     if home.exists() and any(entry.name != WORK for entry in home.iterdir()):
         raise UsageError(f"{home} holds other things. Choose a new folder")
@@ -243,6 +245,7 @@ def _worked(todo: list[Path], home: Path, options: PrepareOptions, workers: int)
     pool = ProcessPoolExecutor(min(workers, len(todo)), mp_context=context, initializer=_quiet)
     waiting = iter(todo)
     running: dict[Future[dict[str, Any]], Path] = {}
+    others = set(multiprocessing.active_children())
     try:
         while True:
             while len(running) < 2 * workers and (new := next(waiting, None)) is not None:
@@ -259,6 +262,10 @@ def _worked(todo: list[Path], home: Path, options: PrepareOptions, workers: int)
                         f"a worker died (killed, perhaps out of memory) while working on {names}. "
                         "Run the same command again to go on, with fewer --workers"
                     ) from error
+    except BaseException:  # Ctrl-C and full disks do not wait for the videos at work; they are begun anew
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
