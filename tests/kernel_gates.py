@@ -39,6 +39,45 @@ def mode(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def fenced() -> Iterator[None]:
+    """Within: a load or store in the interpreter outside the memory of the kernel's own arguments is an error."""
+    from triton.runtime import interpreter
+
+    builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
+    load, store, launch = builder.create_masked_load, builder.create_masked_store, executor.__call__
+    fields: list[tuple[int, int]] = []
+
+    def check(pointers: Any, mask: Any) -> None:
+        at = np.asarray(pointers.data)[np.asarray(mask.data).astype(bool)].astype(np.uint64)
+        size = pointers.get_element_ty().primitive_bitwidth // 8
+        if at.size and not any(start <= at.min() and at.max() + size <= end for start, end in fields):
+            allowed = np.zeros(at.shape, bool)
+            for start, end in fields:
+                allowed |= (at >= start) & (at + size <= end)
+            assert allowed.all(), f"{(~allowed).sum()} of {at.size} addresses lie outside the arguments"
+
+    def checked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        check(pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def checked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        check(pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    def checked_launch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = [value.untyped_storage() for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        fields[:] = [(memory.data_ptr(), memory.data_ptr() + memory.nbytes()) for memory in given]
+        return launch(self, *args, **kwargs)
+
+    builder.create_masked_load, builder.create_masked_store = checked_load, checked_store
+    executor.__call__ = checked_launch
+    try:
+        yield
+    finally:
+        builder.create_masked_load, builder.create_masked_store, executor.__call__ = load, store, launch
+
+
+@contextlib.contextmanager
 def triton_bodies() -> Iterator[None]:
     """Within: operators run their Triton bodies, and every new tensor is full of NaN until it is written."""
     fill, strict = torch.utils.deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
@@ -46,7 +85,7 @@ def triton_bodies() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[assignment]
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with mode("auto" if CUDA else "interpret"):
+        with mode("auto" if CUDA else "interpret"), contextlib.nullcontext() if CUDA else fenced():
             yield
     finally:
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[assignment]
@@ -70,11 +109,11 @@ def results(found: Any) -> tuple[torch.Tensor, ...]:
     return tuple(found) if isinstance(found, tuple | list) else (found,)
 
 
-def widened(inputs: Inputs) -> Inputs:
-    """The same numbers in float64."""
+def widened(inputs: Inputs, dtype: torch.dtype = torch.float64) -> Inputs:
+    """The same numbers in float64, or in `dtype`."""
 
     def widen(value: Any) -> Any:
-        return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
     return Inputs(tuple(map(widen, inputs.args)), {name: widen(value) for name, value in inputs.kwargs.items()})
 

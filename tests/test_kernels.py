@@ -114,8 +114,8 @@ def test_group_norm_is_that_of_torch_and_of_the_concatenation() -> None:
 
 
 def test_a_large_mean_costs_the_group_norm_no_digits() -> None:
-    x = torch.randn(1, 64, 8) + 1000
-    weight, bias = torch.ones(8), torch.zeros(8)
+    x = (torch.randn(1, 64, 8) + 1000).to(gates.DEVICE)
+    weight, bias = torch.ones(8, device=x.device), torch.zeros(8, device=x.device)
     truth = group_norm_silu(x.double(), weight.double(), bias.double(), 2, 1e-5)
     with gates.triton_bodies():
         found = group_norm_silu(x, weight, bias, 2, 1e-5)
@@ -222,8 +222,9 @@ def test_an_unknown_mode_is_refused_and_known_ones_choose() -> None:
         assert not dispatch.use_triton("geglu", x)
     with gates.mode("auto"):
         assert not dispatch.use_triton("geglu", x)
-    with gates.mode("interpret"):
-        assert dispatch.use_triton("geglu", x)
+    if not gates.CUDA:  # the interpreter, once on, stays on in this process
+        with gates.mode("interpret"):
+            assert dispatch.use_triton("geglu", x)
 
 
 def test_a_reference_taken_for_a_reason_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -247,6 +248,24 @@ def test_bodies_are_imported_only_where_they_are_launched() -> None:
                 assert not [n for n in names if n.startswith("triton") or n.endswith("_triton")], path.name
 
 
+OFFICIAL = [(name, case) for name in MINE for case, made in OPS[name].cases().items() if made.official]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gates.CUDA, reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("name", "case"), OFFICIAL)
+def test_official_sizes_on_a_card(name: str, case: str, dtype: str) -> None:
+    """At full size, against the reference in float32 on the same card (float64 would not fit)."""
+    op = OPS[name]
+    inputs = op.cases()[case].make("cuda", TYPES[dtype], 0)
+    with gates.triton_bodies():
+        found = op.function(*inputs.args, **inputs.kwargs)
+    with gates.mode("reference"):
+        truth = op.reference(*gates.widened(inputs, torch.float32).args)
+    assert gates.worst(op, found, truth) <= op.tolerance[TYPES[dtype]]
+
+
 FAR = 2**30
 """A stride in elements: the third row of it lies beyond what 31 bits can count."""
 
@@ -268,7 +287,7 @@ class TestAddressesBeyond31Bits:
         weight, bias = torch.randn(16, dtype=torch.float16), torch.randn(16, dtype=torch.float16)
         square, taps = torch.randn(24, 16, dtype=torch.float16), torch.randn(16, 16, 3, dtype=torch.float16)
         near, far = self._far(3, 16)
-        with gates.mode("interpret"):
+        with gates.mode("interpret"), gates.fenced():
             assert torch.equal(geglu(near), geglu(far))
             assert torch.equal(geglu_linear(near, square, square[:, 0]), geglu_linear(far, square, square[:, 0]))
             one, other = (add_layer_norm(x, x, weight, bias, 1e-5)[1] for x in (near, far))
@@ -299,7 +318,7 @@ class TestAddressesBeyond31Bits:
             """What the last program of the launch leaves in the last row of its output."""
             with gates.mode("interpret"):
                 assert dispatch.use_triton("geglu", x)
-            with gates.last_program_only():
+            with gates.fenced(), gates.last_program_only():
                 run(launch)
             return out[-1]
 

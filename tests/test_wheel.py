@@ -28,7 +28,7 @@ def _expected(root: Path) -> dict[str, str]:
     found = {}
     for source, home in homes.items():
         for path in (root / source).rglob("*"):
-            if path.suffix in (".py", ".yaml") or path.name == "py.typed":
+            if path.suffix in (".py", ".yaml") or path.name in ("py.typed", "tuning.json"):
                 found[f"{home}/{path.relative_to(root / source).as_posix()}"] = path.relative_to(root).as_posix()
     return found
 

@@ -57,7 +57,7 @@ def _group_norm_silu(
 def _refusal(x: Tensor, other: Tensor | None) -> str | None:
     if other is not None and other.dtype != x.dtype:
         return f"two inputs of types {x.dtype} and {other.dtype}"
-    return None
+    return f"{x.shape[0]} instances" if x.shape[0] > MOST_INSTANCES else None
 
 
 @_group_norm_silu.register_fake
@@ -212,6 +212,9 @@ def _cost(
         x.shape[0] * x.shape[1] * channels * x.element_size() + partials,
     )
 
+
+MOST_INSTANCES = 65535
+"""Programs along the third axis of a grid."""
 
 CHANNELS_PER_PROGRAM = 64
 """Channels of one program: whole lines of 128 bytes in 16-bit storage."""
