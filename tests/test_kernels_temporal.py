@@ -260,3 +260,42 @@ def test_outputs_may_reach_beyond_31_bits() -> None:
             )
         assert float(clean[0, -1, -1, -1, -1]) == 2 - 3
         assert float(after[0, -1, -1, -1, -1]) == 5 * (2 - 3) + (2 - (2 - 3))
+
+
+def test_the_sampler_makes_the_released_step_by_the_operator_and_nothing_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import numpy as np
+
+    from animx.diffusion import sampler
+    from animx.diffusion.stepping import Stepping
+    from animx.diffusion.windows import blend_weights, cut_windows
+
+    windows = cut_windows(11, 5, 2)
+    noise = torch.randn(1, 4, 11, 3, 2)
+    known = torch.randn(1, 4, 2, 3, 2)
+    calls: list[int] = []
+    advance = Stepping.advance
+
+    def spy(self: Stepping, *given: Any) -> Any:
+        calls.append(given[-1])
+        return advance(self, *given)
+
+    monkeypatch.setattr(Stepping, "advance", spy)
+
+    def render() -> tuple[Any, list[Any]]:
+        clean: list[Any] = []
+        out = sampler.denoise(
+            ReleasedStepper(10), noise, windows, blend_weights(11, windows).astype(np.float64),
+            lambda x, t, n: x.sin() * (1 + n), lambda x, t, n: x.cos(), sampler.Guidance(2.7, 0.2, 0.8), known,
+            sampler.Watch(on_clean=lambda i, x: clean.append(x), clean_every=3),
+        )  # fmt: skip
+        return out, clean
+
+    found, seen = render()
+    assert calls == list(range(10))
+    monkeypatch.setattr(Stepping, "of", staticmethod(lambda *_: None))
+    plain, others = render()
+    assert len(calls) == 10
+    assert torch.equal(found, plain)
+    assert [torch.equal(a, b) for a, b in zip(seen, others, strict=True)] == [True] * 3

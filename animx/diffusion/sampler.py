@@ -16,6 +16,7 @@ from torch import Tensor
 
 from animx.diffusion.caching import GuidanceCache
 from animx.diffusion.steppers import Stepper
+from animx.diffusion.stepping import Stepping
 from animx.model.schedule import released_noise
 
 Velocity = Callable[[Tensor, Tensor, int], Tensor]
@@ -138,6 +139,7 @@ def denoise(
     count = 0 if known is None else known.shape[2]
     steps = len(stepper.timesteps)
     cache = GuidanceCache()
+    stepping = Stepping.of(stepper, windows, torch.from_numpy(weights), noise)
     x = noise
 
     def passes(rows: Sequence[Row], x: Tensor, time: Tensor) -> Tensor:
@@ -158,21 +160,29 @@ def denoise(
         results = {
             row: part[i : i + 1] for group, part in zip(groups, done, strict=True) for i, row in enumerate(group)
         }
-        velocity = torch.zeros_like(x)
-        for number, (first, last) in enumerate(windows):
-            v = results[number, True]
-            if runs_both:
-                v = cache.fresh(number, v, results[number, False], guidance.scale, keep=guidance.every > 1)
-            elif is_guided:
-                v = cache.reused(number, v, guidance.scale)
-            if len(windows) == 1:
-                velocity = v
-            else:
-                share = torch.from_numpy(weights[number, first:last]).to(v.device, v.dtype).view(1, 1, -1, 1, 1)
-                velocity[:, :, first:last] += share * v
-        if watch.on_clean is not None and watch.clean_every and (index + 1) % watch.clean_every == 0:
-            watch.on_clean(index, stepper.clean(x, velocity.to(x.dtype), index))
-        x = stepper.step(x, velocity.to(x.dtype), index)
+        looks = watch.on_clean is not None and watch.clean_every and (index + 1) % watch.clean_every == 0
+        if stepping is not None and guidance.every == 1 and done[0].dtype == x.dtype:
+            order = range(len(windows))
+            unconditioned = [results[n, False] for n in order] if runs_both else None
+            x, clean = stepping.advance(x, [results[n, True] for n in order], unconditioned, guidance.scale, index)
+        else:
+            velocity = torch.zeros_like(x)
+            for number, (first, last) in enumerate(windows):
+                v = results[number, True]
+                if runs_both:
+                    v = cache.fresh(number, v, results[number, False], guidance.scale, keep=guidance.every > 1)
+                elif is_guided:
+                    v = cache.reused(number, v, guidance.scale)
+                if len(windows) == 1:
+                    velocity = v
+                else:
+                    share = torch.from_numpy(weights[number, first:last]).to(v.device, v.dtype).view(1, 1, -1, 1, 1)
+                    velocity[:, :, first:last] += share * v
+            velocity = velocity.to(x.dtype)
+            clean = stepper.clean(x, velocity, index) if looks else x
+            x = stepper.step(x, velocity, index)
+        if looks and watch.on_clean is not None:
+            watch.on_clean(index, clean)
         if watch.on_step is not None:
             changed = watch.on_step(index, t, x)
             x = x if changed is None else changed
