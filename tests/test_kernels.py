@@ -207,6 +207,17 @@ def test_shapes_that_do_not_fit_are_refused_with_the_shapes(call: Any) -> None:
         call(torch.randn(8, 8))
 
 
+def test_the_table_of_block_sizes_names_operators_cards_and_where_its_numbers_come_from() -> None:
+    for name, cards in dispatch._table().items():
+        assert name in OPS
+        assert set(cards) <= {"any", "sm_80", "sm_89", "sm_90"}
+        assert cards["any"]["default"]["origin"] in ("predicted", "measured")
+    assert dispatch.tuned("geglu_linear", "320", 90)["columns"] != dispatch.tuned("geglu_linear", "320", 89)["columns"]
+    with dispatch.configured("geglu_linear", columns=7):
+        assert dispatch.tuned("geglu_linear", "320", 90)["columns"] == 7
+    assert dispatch.tuned("geglu_linear", "320", 90)["columns"] != 7
+
+
 def test_float64_goes_to_the_reference_in_every_mode() -> None:
     x = torch.randn(3, 8, dtype=torch.float64)
     with gates.mode("interpret"):
