@@ -115,8 +115,8 @@ def reference_backward(
     """Gradients by autograd through `reference`; it keeps every state, so for small inputs."""
     given = [u, delta, a, b, c, d, z, delta_bias, conv_weight, conv_bias]
     with torch.enable_grad():
-        leaves = [None if x is None else x.detach().requires_grad_() for x in given]
-        y = reference(*leaves, softplus, bidirectional)  # type: ignore[arg-type]
+        leaves: list[Any] = [None if x is None else x.detach().requires_grad_() for x in given]
+        y = reference(*[*leaves, softplus, bidirectional])
         asked = [x for x in leaves if x is not None]
         slopes = iter(torch.autograd.grad(y, asked, grad.to(y.dtype)))
     return tuple(u.new_empty(0) if x is None else next(slopes).contiguous() for x in given)

@@ -96,13 +96,11 @@ def _prepare(
     b: Tensor,
     c: Tensor,
     z: Tensor | None,
-    delta_bias: Tensor | None,
-    conv_weight: Tensor | None,
-    conv_bias: Tensor | None,
+    own: tuple[Tensor | None, ...],
     softplus: bool,
 ) -> Block:
-    """Parameters are the direction's own already."""
-    kind = wide(u)
+    """`own`: delta_bias, conv_weight, conv_bias of the direction."""
+    kind, (delta_bias, conv_weight, conv_bias) = wide(u), own
     raw = pre = x = _take(u, part, side.channels, side, kind)
     if conv_weight is not None:
         taps = conv_weight.shape[1]
@@ -139,9 +137,9 @@ def forward(
         # exp2 costs half of exp; the factor goes into the constant rates.
         rates = (a[side.channels].to(kind) * LOG2E).t().contiguous()  # [S, E]
         skip = d[side.channels].to(kind)
-        own = [_own(x, side, kind) for x in (delta_bias, conv_weight, conv_bias)]
+        own = tuple(_own(x, side, kind) for x in (delta_bias, conv_weight, conv_bias))
         for part in _parts(u, ROWS.get(u.device.type, MANY_ROWS)):
-            block = _prepare(part, side, u, delta, b, c, z, *own, softplus)
+            block = _prepare(part, side, u, delta, b, c, z, own, softplus)
             drive = block.dt * block.x
             h = drive.new_zeros(drive.shape[1], *rates.shape)
             decay = torch.empty_like(h)
@@ -183,9 +181,10 @@ def backward(
     assert dd is not None
     for side in _sides(u, a, bidirectional):
         rates = a[side.channels].to(kind).t().contiguous()
-        skip, own = d[side.channels].to(kind), [_own(x, side, kind) for x in (delta_bias, conv_weight, conv_bias)]
+        skip = d[side.channels].to(kind)
+        own = tuple(_own(x, side, kind) for x in (delta_bias, conv_weight, conv_bias))
         for part in _parts(u, ROWS_BACKWARD.get(u.device.type, MANY_ROWS)):
-            block = _prepare(part, side, u, delta, b, c, z, *own, softplus)
+            block = _prepare(part, side, u, delta, b, c, z, own, softplus)
             toward = _take(grad, part, side.channels, side, kind)
             drive = block.dt * block.x
             states = _states(block, drive, rates)

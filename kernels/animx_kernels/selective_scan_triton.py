@@ -381,7 +381,9 @@ def backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """See `selective_scan.selective_scan_backward`."""
     *tensors, softplus, bidirectional = arguments
     u, delta, a, b, c, d, z, bias, weight, conv_bias = tensors
-    made = {name: None if x is None else x.new_empty(x.shape) for name, x in (("du", u), ("ddelta", delta), ("dz", z))}
+    made: dict[str, Any] = {
+        name: None if x is None else x.new_empty(x.shape) for name, x in (("du", u), ("ddelta", delta), ("dz", z))
+    }
     if not u.numel():
         return tuple(u.new_empty(0) if x is None else x.new_zeros(x.shape) for x in tensors)
     given = _Given(tuple(tensors), softplus, bidirectional)

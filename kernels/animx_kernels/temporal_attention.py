@@ -35,8 +35,8 @@ def _join(x: Tensor) -> Tensor:
 
 def reference(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """The truth: see `temporal_attention`."""
-    split = [_split(x.to(wide(q)), heads) for x in (q, k, v)]
-    return _join(F.scaled_dot_product_attention(*split)).to(q.dtype).contiguous()
+    qs, ks, vs = (_split(x.to(wide(q)), heads) for x in (q, k, v))
+    return _join(F.scaled_dot_product_attention(qs, ks, vs)).to(q.dtype).contiguous()
 
 
 def reference_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
