@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from animx.counting import costs, fakes, report
 from animx.counting.costs import UnknownOperatorError
 from animx.counting.fakes import autocast, pretend
-from animx.counting.log import Entry, listen
+from animx.counting.log import Entry, HostWaitError, listen
 from animx.counting.parts import decoding, encoding, image_vectors
 from animx.counting.released import released_velocity
 from animx.counting.stacks import TINY, Counted, Setting, count
@@ -185,7 +185,7 @@ def test_the_released_operators_compute_what_the_network_computes(sees: bool) ->
 
 # ---- gates for ours -------------------------------------------------------------------------------------------------
 
-GATES = {"launches": 1500, "gigabytes": 260, "casts": 0, "copies": 20, "conditions": 0, "waits": 0}
+GATES = {"launches": 1500, "gigabytes": 260, "casts": 0, "copies": 20, "conditions": 0}
 
 
 @pytest.mark.parametrize("name", GATES)
@@ -212,7 +212,7 @@ def test_the_fused_network_does_all_the_work_that_cannot_be_folded_away() -> Non
 @pytest.mark.parametrize("stack", ["plain", "animx"])
 def test_our_networks_cast_nothing_and_prepare_their_conditions(stack: str) -> None:
     found = report.figures(tiny(stack))
-    assert (found["conditions"], found["casts"], found["waits"]) == (0, 0, 0)
+    assert (found["conditions"], found["casts"]) == (0, 0)
 
 
 def test_the_motion_attention_of_the_fused_network_is_folded_before_the_steps() -> None:
@@ -304,6 +304,13 @@ def test_a_group_norm_reads_its_input_twice_and_a_layer_norm_once() -> None:
         tokens, w = torch.zeros(7, 32, device="cuda"), torch.zeros(32, device="cuda")
         (layer,) = log_of(lambda: F.layer_norm(tokens, (32,), w, w))
         assert (layer.read, layer.written) == (896 + 128, 896)
+
+
+def test_a_network_that_makes_the_host_wait_cannot_be_counted() -> None:
+    with pretend():
+        x = torch.zeros(3, device="cuda")
+        with pytest.raises(HostWaitError, match="the host waits"):
+            log_of(lambda: x.sum().item())
 
 
 def test_casts_and_copies_are_told_apart() -> None:
@@ -492,7 +499,7 @@ def test_the_command_prints_a_table_and_json() -> None:
     found = animx(*SMALL, "--json").json
     assert found["bench"] == "count"
     assert found["size"] == "tiny"
-    assert set(found["figures"]) == {"launches", "teraflops", "gigabytes", "casts", "copies", "waits", "conditions"}
+    assert set(found["figures"]) == {"launches", "teraflops", "gigabytes", "casts", "copies", "conditions"}
     assert sum(row["launches"] for row in found["rows"].values()) == found["figures"]["launches"]
     assert set(found["predicted_least_ms"]) == set(report.CARDS)
 

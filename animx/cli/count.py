@@ -9,7 +9,7 @@ import click
 from animx.cli import options as o
 from animx.cli.output import Output
 
-FIGURES = ("launches", "teraflops", "gigabytes", "casts", "copies", "conditions", "waits")
+FIGURES = ("launches", "teraflops", "gigabytes", "casts", "copies", "conditions")
 
 
 @o.command(
@@ -58,7 +58,7 @@ def count(
     """
     limits = dict(map(_limit, fail_above))
     _ready()
-    from animx.bench import CheckError, commit
+    from animx.bench import CheckError, commit, machine
     from animx.counting import report, stacks
     from animx.times import parse_size
 
@@ -88,7 +88,7 @@ def count(
     if parts:
         data["parts"], more = report.parts(frames, width, height)
         lines += more
-    out.result({**data, "commit": commit()}, lines[:-1] if lines[-1] == "" else lines)
+    out.result({**data, "machine": machine(), "commit": commit()}, lines[:-1] if lines[-1] == "" else lines)
 
 
 def _limit(text: str) -> tuple[str, float]:

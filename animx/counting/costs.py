@@ -57,9 +57,6 @@ FREE = _names("""
 """)
 """Operators that launch nothing although they are no views by their schema."""
 
-SYNCS = _names("_local_scalar_dense is_nonzero equal nonzero")
-"""Operators that make the host wait; a CUDA graph cannot hold one."""
-
 FACTORIES = _names("""
     zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full arange fill zero eye scalar_tensor
     linspace
@@ -106,8 +103,6 @@ def price(func: Any, args: Sequence[Any], kwargs: dict[str, Any], result: Any) -
         return _attention(*args[:3])
     if library == "prim" or func.is_view or name in FREE:
         return None
-    if name in SYNCS:
-        return Priced("sync", 0)
     given, made = tensors_of((args, kwargs)), tensors_of(result)
     if not any(tensor.device.type == "cuda" for tensor in (*given, *made)):
         return None  # the host's own arithmetic

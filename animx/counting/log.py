@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from animx.counting.costs import attention, price, tensors_of
 from animx.counting.fakes import replaced
+from animx.errors import AnimxError
 
 _place: ContextVar[tuple[str, ...]] = ContextVar("place", default=())
 
@@ -27,6 +29,10 @@ def at(name: str) -> Iterator[None]:
         yield
     finally:
         _place.reset(token)
+
+
+class HostWaitError(AnimxError):
+    """The network looks at a number on the host: a fake has none, and a CUDA graph could not hold it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,10 @@ class _Listener(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        try:
+            result = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise HostWaitError(f"bench count: {func} asks for a value of the GPU, so the host waits for it") from error
         cost = price(func, args, kwargs, result)
         if cost is not None:
             first = next(iter(tensors_of(result)), None)

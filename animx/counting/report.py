@@ -103,8 +103,8 @@ def row_of(entry: Entry) -> str:
         return "implicit pose indicator"
     if kind.startswith("animx::"):
         return kind
-    if kind in ("cast", "copy", "sync"):
-        return {"cast": "casts", "copy": "copies: transposes, contiguous, cat", "sync": "waits of the host"}[kind]
+    if kind in ("cast", "copy"):
+        return {"cast": "casts", "copy": "copies: transposes, contiguous, cat"}[kind]
     if place.startswith(("start", "embeddings", "time_embedding", "image_tokens")):
         return "embeddings and the rest"
     if kind.startswith("conv ") and kind not in ("conv 1",):
@@ -190,7 +190,7 @@ def figures(counted: Counted) -> dict[str, float]:
     """The figures of one forward pass that gates look at.
 
     copies: operators that only move data, whatever their reason; conditions: operators of encoders on a step after the
-    first; waits: points where the host waits for the GPU.
+    first.
     """
     whole = total(counted.forward)
 
@@ -203,7 +203,6 @@ def figures(counted: Counted) -> dict[str, float]:
         "gigabytes": whole.moved / 1e9,
         "casts": calls("cast"),
         "copies": calls("copy"),
-        "waits": calls("sync"),
         "conditions": sum(map(is_condition, counted.forward)),
     }
 
@@ -250,10 +249,7 @@ def lines(counted: Counted) -> list[str]:
             f"{name:<38} {row.calls:>5} {row.launches:>8} {row.flops / 1e12:>8.2f} {row.moved / 1e9:>8.2f}   "
             f"{shares if row.flops else ''}".rstrip()
         )
-    out.append(
-        f"casts {found['casts']}, copies {found['copies']}, condition operators {found['conditions']}, "
-        f"waits of the host {found['waits']}"
-    )
+    out.append(f"casts {found['casts']}, copies {found['copies']}, condition operators {found['conditions']}")
     if counted.prepared:
         once = total(counted.prepared)
         out.append(f"once per window before: {once.launches} launches, {once.flops / 1e12:.3f} TFLOP, "
