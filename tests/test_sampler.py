@@ -194,6 +194,31 @@ def test_batched_windows_equal_windows_one_after_the_other(branches: bool) -> No
     assert (out - run(18, 6, 2, guidance=Guidance(2.5), **free)).abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_fresh_noise_of_a_step_has_the_variance_of_its_eta(eta: float) -> None:
+    # Song et al. 2020, eq. 16: eta^2 (1 - a') / (1 - a) (1 - a / a') of a step from a to a'.
+    def make(seed: int) -> Any:
+        return torch.Generator().manual_seed(seed)
+
+    stepper = make_stepper("ddim", 10, eta=eta, generator=make(7))
+    still = make_stepper("ddim", 10)
+    index = 4
+    x, v = torch.randn(2, 1, 4, 40, 50, 50, generator=make(1), dtype=torch.float64)
+    after = stepper.step(x, v, index)
+    a, b = (float(zero_snr_schedule().alphas_cumprod[stepper.timesteps[i]]) for i in (index, index + 1))
+    spread = eta * ((1 - b) / (1 - a) * (1 - a / b)) ** 0.5
+    clean = stepper.clean(x, v, index)
+    noise = (x - a**0.5 * clean) / (1 - a) ** 0.5
+    fresh = after - b**0.5 * clean - (1 - b - spread**2) ** 0.5 * noise
+    assert float(fresh.std()) == pytest.approx(spread, rel=0.01)
+    assert abs(float((fresh * noise).mean())) < 0.01 * spread
+    again = make_stepper("ddim", 10, eta=eta, generator=make(7)).step(x, v, index)
+    other = make_stepper("ddim", 10, eta=eta, generator=make(8)).step(x, v, index)
+    assert torch.equal(after, again)
+    assert not torch.equal(after, other)
+    assert not torch.equal(after, still.step(x, v, index))
+
+
 def test_unknown_scheduler_names_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"unipc"):
         make_stepper("unipcc", 10)
