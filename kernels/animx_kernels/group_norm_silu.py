@@ -272,10 +272,10 @@ def _cases() -> dict[str, Case]:
 
     return {
         "small": case(2, 70, 48, 4),
-        "shifted": case(3, 33, 40, 4, shifted=True),
+        "shifted": case(2, 33, 72, 4, shifted=True),
         "two tensors, groups across the seam": case(2, 31, 40, 6, second=20),
         "without silu, one token": case(1, 1, 24, 3, silu=False),
-        "split": case(1, 300, 80, 8, second=16, shifted=True),
+        "split": case(1, 300, 24, 4, second=8, shifted=True),
         "L0 frames": case(33, 6144, 320, 32, shifted=True, official=True),
         "L0 skip": case(33, 6144, 640, 32, second=320, official=True),
         "L0 clip": case(1, 33 * 6144, 320, 32, official=True),
