@@ -16,18 +16,8 @@ from torch import Tensor, nn
 
 from animx.model.attention import KeyValue, MotionFold, SpatialTransformer, TransformerBlock
 from animx.model.conditions import Conditions
-from animx.model.fused_parts import (
-    Conv,
-    FusedMamba,
-    FusedResBlock,
-    FusedSpatial,
-    FusedTemporal,
-    Grid,
-    Norm,
-    Part,
-    Resampled,
-    tokens,
-)
+from animx.model.fused_parts import Conv, FusedResBlock, Grid, Norm, Part, Resampled, bias_of, tokens
+from animx.model.fused_transformers import FusedMamba, FusedSpatial, FusedTemporal
 from animx.model.layers import Downsample, ResBlock, Times, Upsample
 from animx.model.temporal import Temporal
 from animx.model.unet import AnimateXUNet
@@ -60,8 +50,13 @@ class FusedUNet(nn.Module):
             self.middle = _fused_block(unet.middle)
             self.up = nn.ModuleList(_fused_block(block) for block in unet.up)
             self.out_norm = Norm(unet.out_norm, silu=True)
-            self.out_conv = Conv(unet.out_conv)
+            self.out_conv = Conv(unet.out_conv, bias_of(unet.out_conv))
+            blocks = [part for part in self.modules() if isinstance(part, FusedResBlock)]
+            self.widths = [block.first_bias.shape[0] for block in blocks]
+            self.register_buffer("biases", torch.cat([block.first_bias for block in blocks]), persistent=False)
         self.eval()
+
+    biases: Tensor
 
     @property
     def plain(self) -> AnimateXUNet:
@@ -73,8 +68,8 @@ class FusedUNet(nn.Module):
         """Noisy latents x [B, 4, F, h, w] at timesteps t [B] -> velocity of the same shape; see `AnimateXUNet`."""
         batch, slots = x.shape[0], x.shape[2] + 1
         grid = Grid(batch, slots, x.shape[3], x.shape[4])
-        rows = self.plain.shifts(t) if times is None else times.at(t)
-        shifts = iter(_per_slot(rows, slots))
+        row = torch.cat(self.plain.shifts(t), dim=1) if times is None else times.row(t)
+        shifts = iter(self._per_slot(row + self.biases, slots))
         keys = iter([(context, self._fold(i, one)) for i, (context, one) in enumerate(
             zip(conditions.context, conditions.motion, strict=True))])  # fmt: skip
         noisy = torch.cat([x, conditions.dense], dim=1)
@@ -107,6 +102,11 @@ class FusedUNet(nn.Module):
         out = torch.unflatten(pictures, 0, (batch, slots)).transpose(1, 2)[:, :, 1:]  # [B, 4, F, h, w]
         return out
 
+    def _per_slot(self, row: Tensor, slots: int) -> tuple[Tensor, ...]:
+        """All blocks' shifts [B, sum] as [B*T, C'] each; one window needs no copy."""
+        row = row.expand(slots, -1) if row.shape[0] == 1 else row.repeat_interleave(slots, 0)
+        return torch.split(row, self.widths, dim=1)
+
     def _fold(self, index: int, motion: KeyValue | MotionFold | None) -> MotionFold | None:
         """The folded motion attention; conditions that were not folded are folded here, at every step."""
         if motion is None or isinstance(motion, MotionFold):
@@ -114,14 +114,6 @@ class FusedUNet(nn.Module):
         layer = list(self.plain.spatial_transformers())[index].motion
         assert layer is not None
         return MotionFold.of(layer.attention_norm, layer.attention, motion)
-
-
-def _per_slot(rows: tuple[Tensor, ...], slots: int) -> tuple[Tensor, ...]:
-    """Shifts [B, C'] as [B*T, C'] each; one window needs no copy."""
-    if rows[0].shape[0] == 1:
-        return tuple(row.expand(slots, -1) for row in rows)
-    widths = [row.shape[1] for row in rows]
-    return torch.split(torch.cat(rows, dim=1).repeat_interleave(slots, 0), widths, dim=1)
 
 
 def _fused_block(block: nn.Module) -> nn.ModuleList:
@@ -139,5 +131,5 @@ def _fused_part(part: nn.Module) -> Part:
     if isinstance(part, Downsample | Upsample):
         return Resampled(part)
     if isinstance(part, nn.Conv2d):
-        return Conv(part)
+        return Conv(part, bias_of(part))
     raise TypeError(f"no fused form of {type(part).__name__}")

@@ -30,12 +30,15 @@ class Times:
     """Channels of each residual block, in running order."""
 
     def at(self, t: Tensor) -> tuple[Tensor, ...]:
-        """The blocks' shifts [B, C'] at timesteps t [B]; no value of t is looked at on the host.
+        """The blocks' shifts [B, C'] at timesteps t [B]; see `row`."""
+        return torch.split(self.row(t), list(self.widths), dim=1)
+
+    def row(self, t: Tensor) -> Tensor:
+        """All blocks' shifts side by side [B, sum of widths]; no value of t is looked at on the host.
 
         A timestep that is not in the schedule is an `IndexError`.
         """
-        rows = self.shifts.index_select(0, self.position.index_select(0, t))
-        return torch.split(rows, list(self.widths), dim=1)
+        return self.shifts.index_select(0, self.position.index_select(0, t))
 
 
 class TimeEmbedding(nn.Sequential):
