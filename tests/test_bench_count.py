@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -181,6 +183,17 @@ def test_the_released_operators_compute_what_the_network_computes(sees: bool) ->
         theirs = released_velocity(unet, x, t, inputs)
     assert ours.abs().mean() > 1e-3
     assert (ours - theirs).abs().max() <= 1e-5 * ours.abs().max()
+
+
+def test_the_committed_figures_are_these_and_the_page_shows_them(root: Path) -> None:
+    folder = root / "docs" / "benchmarks"
+    stacks = json.loads((folder / "count-2026-11.json").read_text(encoding="utf-8"))["stacks"]
+    assert stacks["released"] == report.as_json(counted("released"))
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    names = {"launches": ".0f", "teraflops": ".2f", "gigabytes": ".1f", "casts": ".0f", "copies": ".0f"}
+    for name, form in names.items():
+        shown = " | ".join(format(stacks[stack]["figures"][name], form) for stack in ("released", "plain", "animx"))
+        assert f"| {shown} |" in page, name
 
 
 # ---- gates for ours -------------------------------------------------------------------------------------------------
