@@ -133,7 +133,7 @@ def test_the_folded_motion_attention_is_faster_than_the_unfolded_one(channels: i
     with torch.no_grad():
         slow, fast = fastest(
             [lambda: unfolded(x), lambda: motion_attention(x, *folded, channels // 64, 1e-5)],
-            {320: 6, 640: 4, 1280: 3}[channels],
+            {320: 6, 640: 5, 1280: 4}[channels],
         )
     assert slow / fast >= least, f"{slow / fast:.2f} times"
 
