@@ -253,7 +253,7 @@ class FusedMamba(Part):
         block = plain.block
         assert isinstance(block, MambaBlock)
         self.begin = Beginning(plain.norm, plain.proj_in)
-        self.sides, self.library = (block.forward_scan, block.backward_scan), block.library
+        self.directions, self.library = block.directions(), block.library
         self.hold(norm=block.norm.weight, shift=block.norm.bias)
         self.hold(out=plain.proj_out.weight.flatten(1), bias=bias_of(plain.proj_out))
         self.eps = block.norm.eps
@@ -268,8 +268,8 @@ class FusedMamba(Part):
         y = self.begin(x.view(grid.batch, -1, x.shape[2])).view(*x.shape[:2], -1)
         y, normed = add_layer_norm(y, None, self.norm, self.shift, self.eps)
         if self.library:  # wants a row of slots for each token
-            rows = through(self.sides, grid.clip(normed).transpose(1, 2).flatten(0, 1), library=True)
+            rows = through(self.directions, grid.clip(normed).transpose(1, 2).flatten(0, 1), library=True)
             scanned = torch.unflatten(rows, 0, (grid.batch, -1)).transpose(1, 2).flatten(0, 1)
         else:
-            scanned = through(self.sides, grid.clip(normed)).flatten(0, 1)
+            scanned = through(self.directions, grid.clip(normed)).flatten(0, 1)
         return F.linear(y.add_(scanned), self.out, self.bias).add_(x)

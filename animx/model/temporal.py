@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from einops import rearrange
@@ -62,41 +62,65 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, L, D] -> [B, L, D], causal."""
-        return through((self,), x)
+        return through(Directions.of((self,)), x)
 
 
-def through(sides: Sequence[Mamba], x: Tensor, library: bool = False) -> Tensor:
+class Directions(NamedTuple):
+    """The weights of one or two Mamba blocks side by side, as one pass over both directions of time wants them."""
+
+    project: Tensor  # [2 * sides * E, D], u of all directions, then z of all
+    taps: Tensor  # [sides * E, K]
+    taps_bias: Tensor  # [sides * E]
+    select: tuple[Tensor, ...]  # per side [rank + 2 S, E]
+    widen: tuple[Tensor, ...]  # per side [E, rank]
+    rates: Tensor  # [sides * E, S]
+    skip: Tensor  # [sides * E]
+    bias: Tensor  # [sides * E], of the steps
+    out: Tensor  # [D, sides * E]: the sum of both in one projection
+
+    @classmethod
+    def of(cls, sides: Sequence[Mamba]) -> Directions:
+        """Put the weights together."""
+        inner = sides[0].D.numel()
+        weights = [side.in_proj.weight for side in sides]
+        logs = torch.cat([side.A_log for side in sides])
+        return cls(
+            torch.cat([w[:inner] for w in weights] + [w[inner:] for w in weights]),
+            torch.cat([side.conv1d.weight[:, 0] for side in sides]),
+            torch.cat([_bias(side.conv1d) for side in sides]),
+            tuple(side.x_proj.weight for side in sides),
+            tuple(side.dt_proj.weight for side in sides),
+            -torch.exp(logs if logs.dtype == torch.float64 else logs.float()),
+            torch.cat([side.D for side in sides]),
+            torch.cat([_bias(side.dt_proj) for side in sides]),
+            torch.cat([side.out_proj.weight for side in sides], dim=1),
+        )
+
+
+def through(w: Directions, x: Tensor, library: bool = False) -> Tensor:
     """The sum of one or two Mamba blocks of x [B, L, D], or of [B, L, N, D] over L; the second sees time backwards.
 
     Both directions share every operator; no tensor is flipped.  `library`: the scan is mamba_ssm's (CUDA; 3-D x).
     """
-    inner = sides[0].D.numel()
-    weights = [side.in_proj.weight for side in sides]
-    # u of all directions, then z of all directions: one projection, and two halves that are views.
-    projected = F.linear(x, torch.cat([w[:inner] for w in weights] + [w[inner:] for w in weights]))
-    u, z = projected.chunk(2, dim=-1)  # [B, L, sides * E]
-    taps = torch.cat([side.conv1d.weight[:, 0] for side in sides])
-    taps_bias = torch.cat([_bias(side.conv1d) for side in sides])
+    sides, (inner, rank), states = len(w.widen), w.widen[0].shape, w.rates.shape[1]
+    u, z = F.linear(x, w.project).chunk(2, dim=-1)  # [B, L, sides * E], views
     deltas, bs, cs = [], [], []
-    for i, side in enumerate(sides):
+    for i in range(sides):
         own = slice(i * inner, (i + 1) * inner)
-        active = F.silu(kernel.convolved(u[..., own], taps[own], taps_bias[own], reverse=i == 1))
-        delta, b, c = side.x_proj(active).split([side.rank, side.state, side.state], dim=-1)
-        deltas.append(F.linear(delta, side.dt_proj.weight))
+        active = F.silu(kernel.convolved(u[..., own], w.taps[own], w.taps_bias[own], reverse=i == 1))
+        delta, b, c = F.linear(active, w.select[i]).split([rank, states, states], dim=-1)
+        deltas.append(F.linear(delta, w.widen[i]))
         bs.append(b)
         cs.append(c)
-    logs = torch.cat([side.A_log for side in sides])
-    rates = -torch.exp(logs if logs.dtype == torch.float64 else logs.float())
-    given = (u, torch.cat(deltas, -1), rates, torch.cat(bs, -1), torch.cat(cs, -1), torch.cat([s.D for s in sides]), z)
-    biases = torch.cat([_bias(side.dt_proj) for side in sides])
-    out = torch.cat([side.out_proj.weight for side in sides], dim=1)  # the sum of both in one projection
+    given = (u, torch.cat(deltas, -1), w.rates, torch.cat(bs, -1), torch.cat(cs, -1), w.skip, z)
     if library:
-        return F.linear(_library_scan(*given, biases, taps, taps_bias, len(sides)), out)
+        return F.linear(_library_scan(*given, w.bias, w.taps, w.taps_bias, sides), w.out)
     if x.ndim == 4:
-        return F.linear(kernel.selective_scan(*given, biases, taps, taps_bias, True, len(sides) == 2), out)
+        y = kernel.selective_scan(*given, w.bias, w.taps, w.taps_bias, True, sides == 2)
+        return F.linear(y, w.out)
     u, delta, _, b, c, _, z = (t.transpose(0, 1)[None] if t.ndim == 3 else t for t in given)  # [1, L, B, ...]
-    y = kernel.selective_scan(u, delta, rates, b, c, given[5], z, biases, taps, taps_bias, True, len(sides) == 2)
-    return F.linear(y, out)[0].transpose(0, 1)
+    y = kernel.selective_scan(u, delta, w.rates, b, c, w.skip, z, w.bias, w.taps, w.taps_bias, True, sides == 2)
+    return F.linear(y, w.out)[0].transpose(0, 1)
 
 
 def _bias(layer: nn.Linear | nn.Conv1d) -> Tensor:
@@ -144,9 +168,13 @@ class MambaBlock(nn.Module):
         self.backward_scan = Mamba(width, *shape)
         self.library = config.scan == "mamba-ssm"
 
+    def directions(self) -> Directions:
+        """The weights of both directions of time."""
+        return Directions.of((self.forward_scan, self.backward_scan))
+
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] -> same shape."""
-        return x + through((self.forward_scan, self.backward_scan), self.norm(x), self.library)
+        return x + through(self.directions(), self.norm(x), self.library)
 
 
 class Temporal(nn.Module):
