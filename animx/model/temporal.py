@@ -108,7 +108,7 @@ def through(w: Directions, x: Tensor, library: bool = False) -> Tensor:
     for i in range(sides):
         own = slice(i * inner, (i + 1) * inner)
         active = F.silu(kernel.convolved(u[..., own], w.taps[own], w.taps_bias[own], reverse=i == 1))
-        delta, b, c = F.linear(active, w.select[i]).split([rank, states, states], dim=-1)
+        delta, b, c = torch.split(F.linear(active, w.select[i]), [rank, states, states], dim=-1)
         deltas.append(F.linear(delta, w.widen[i]))
         bs.append(b)
         cs.append(c)
