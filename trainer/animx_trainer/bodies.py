@@ -167,12 +167,17 @@ GROUPS: tuple[str, ...] = (
 """Groups that have a colour."""
 
 
-def random_character(seed: int, families: Sequence[str] = ()) -> Character:
-    """The character of `seed` out of `families` (empty = all); unknown ones are a `UsageError`."""
-    names = tuple(families) or tuple(FAMILIES)
-    for name in names:
+def check_families(families: Sequence[str]) -> tuple[str, ...]:
+    """The families, or all where none is named; an unknown one is a `UsageError`."""
+    for name in families:
         if name not in FAMILIES:
             raise UsageError(f"unknown family '{name}'.{nearest(name, FAMILIES)} Known: {', '.join(FAMILIES)}")
+    return tuple(families) or tuple(FAMILIES)
+
+
+def random_character(seed: int, families: Sequence[str] = ()) -> Character:
+    """The character of `seed` out of `families` (empty = all)."""
+    names = check_families(families)
     rng = generator(seed, 0, 0, "character")
     name = names[int(rng.integers(len(names)))]
     family = FAMILIES[name]

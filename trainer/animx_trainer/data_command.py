@@ -16,7 +16,8 @@ from animx.errors import UsageError
 def data() -> None:
     """Make and look at training data.
 
-    prepare turns videos into checked clips, pool collects anchor poses, preview draws what training does to poses.
+    prepare turns videos into checked clips, synth draws clips of characters that dance, pool collects anchor poses,
+    preview draws what training does to poses.
     """
 
 
@@ -78,6 +79,55 @@ def prepare(
         out.say(f"animx: dropped {count} x {reason}")
     short = {name: value for name, value in report.items() if name != "per_video"}
     out.wrote({"output": output, "report": f"{output}/report.json", **short}, [output])
+
+
+@o.command(
+    "synth",
+    writes=True,
+    examples=(
+        "animx data synth -o drawn -N 1000 --size 128x128 --frames 24",
+        "animx data synth -o drawn -N 20 --format mp4 --families animal,robot --seed 7",
+    ),
+)
+@click.option("-o", "--output", metavar="DIR", required=True, help="Folder of the clips.")
+@click.option("-N", "--count", type=click.IntRange(1, 10_000_000), default=100, metavar="N", help="Clips.  [100]")
+@click.option("--size", type=o.SIZE, default=None, metavar="WxH", help="Size of the clips.  [512x768]")
+@click.option("--frames", type=click.IntRange(1, 100_000), default=48, metavar="N", help="Frames of each.  [48]")
+@click.option("--fps", type=o.FPS, default="12", metavar="RATE", help="Frame rate.  [12]")
+@click.option("--seed", type=click.IntRange(0), default=0, metavar="N", help="Which clips.  [0]")
+@click.option("--format", "kind", type=o.Choice(("shards", "folder", "mp4")), default="shards", metavar="HOW",
+              help="shards (webdataset tars), folder (one a clip), mp4 (videos with poses).  [shards]")  # fmt: skip
+@click.option("--families", metavar="NAME,...", help="Kinds of bodies: person, animal, blob, bottle, ...  [all]")
+@click.option("--device", default="cpu", metavar="NAME", help="Where to draw: cpu, cuda.  [cpu]")
+def synth(
+    out: Output,
+    output: str,
+    overwrite: bool,
+    count: int,
+    size: tuple[int, int] | None,
+    frames: int,
+    fps: Any,
+    seed: int,
+    kind: str,
+    families: str | None,
+    device: str,
+) -> None:
+    """Draw N clips of characters that dance, with true poses, masks and part labels.
+
+    A clip depends on its number and the seed alone.  Stopped in any way, the same command goes on where it was.
+    """
+    from animx.config import build
+    from animx_trainer.synth_files import SynthFiles, draw_files
+
+    given: dict[str, Any] = {"clips": count, "frames": frames, "fps": float(fps), "seed": seed, "format": kind}
+    if size:
+        given["size"] = list(size)
+    if families:
+        given["families"] = [name.strip() for name in families.split(",")]
+    options = build(SynthFiles, given, "animx data synth", error=UsageError)
+    report = draw_files(output, options, overwrite=overwrite, device=device, on_progress=out.progress())
+    out.say(f"animx: wrote {output}: {report['clips']} clips, {report['frames']} frames")
+    out.wrote({"output": output, **report}, [output])
 
 
 @o.command(
@@ -180,5 +230,5 @@ def preview(
     out.wrote({"output": output, "augmentations": [one.name for one in choices]}, [output])
 
 
-for one in (prepare, pool, preview):
+for one in (prepare, synth, pool, preview):
     data.add_command(one)

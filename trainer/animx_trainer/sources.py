@@ -18,6 +18,7 @@ from animx_trainer.sample import Batches, ClipSource, Sample, clip_of, sample_se
 SOURCES: dict[str, str] = {
     "drawn": "animx_trainer.drawn:open_drawn",
     "shards": "animx_trainer.data:open_clips",
+    "synth": "animx_trainer.synth:open_synth",
 }
 """Source -> `module:function`, imported when it is used."""
 
