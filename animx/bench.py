@@ -148,7 +148,10 @@ def _encode(frames: list[Image], path: Path, fps: Fraction) -> None:
 
 
 def bench_io(count: int = 96, width: int = 512, height: int = 768) -> Measured:
-    """Write and read a synthetic mp4.  Checked: every frame comes back, in order, at 34 dB or more."""
+    """Write and read a synthetic mp4, and JPG and PNG pictures of its frames.
+
+    Checked: every frame of the mp4 and of the JPGs comes back, in order, at 34 dB or more, those of PNGs bit by bit.
+    """
     from animx.video import open_frames
 
     canvas = Canvas(width, height)
@@ -164,17 +167,47 @@ def bench_io(count: int = 96, width: int = 512, height: int = 768) -> Measured:
     psnr = min(_psnr(a, b) for a, b in zip(frames, back, strict=True))
     if psnr < MIN_PSNR:
         raise CheckError(f"bench io: a frame came back at {psnr:.1f} dB; at least {MIN_PSNR:.0f} are expected")
+    pictures, pictures_checks = _pictures(frames[:24])
+    whole = (written.cpu + read.cpu) / count
     return Measured(
         "io",
-        {"decode_cpu_per_encode_cpu": read.cpu / written.cpu},
+        {
+            "decode_cpu_per_encode_cpu": read.cpu / written.cpu,
+            "mp4_cpu_per_jpg_cpu": whole / (pictures["jpg_encode_ms"] + pictures["jpg_decode_ms"]) * 1e3,
+            "mp4_cpu_per_png_cpu": whole / (pictures["png_encode_ms"] + pictures["png_decode_ms"]) * 1e3,
+        },
         {
             "encode_fps": count / written.wall,
             "decode_fps": count / read.wall,
             "encode_cpu_ms": 1000 * written.cpu / count,
             "decode_cpu_ms": 1000 * read.cpu / count,
+            **pictures,
         },
-        {"frames": count, "size": str(canvas), "psnr_db": psnr},
+        {"frames": count, "size": str(canvas), "psnr_db": psnr, **pictures_checks},
     )
+
+
+def _pictures(frames: list[Image]) -> tuple[dict[str, float], dict[str, Any]]:
+    """CPU milliseconds a frame of JPG (quality 95) and PNG, there and back, in memory; and what was checked."""
+    import cv2
+
+    found: dict[str, float] = {}
+    for kind, settings in (("jpg", [cv2.IMWRITE_JPEG_QUALITY, 95]), ("png", [])):
+        written, writing = cost_of(
+            partial(lambda k, s: [cv2.imencode(f".{k}", f, s)[1] for f in frames], kind, settings)
+        )
+        back, reading = cost_of(partial(lambda w: [cv2.imdecode(one, cv2.IMREAD_COLOR) for one in w], written))
+        psnr = min(_psnr(a, np.asarray(b, np.uint8)) for a, b in zip(frames, back, strict=True))
+        least = MIN_PSNR if kind == "jpg" else 99.0
+        if psnr < least:
+            raise CheckError(f"bench io: a {kind} came back at {psnr:.1f} dB; at least {least:.0f} are expected")
+        found |= {
+            f"{kind}_encode_ms": 1e3 * writing.cpu / len(frames),
+            f"{kind}_decode_ms": 1e3 * reading.cpu / len(frames),
+        }
+        if kind == "jpg":
+            jpg = psnr
+    return found, {"jpg_psnr_db": jpg, "png_equal": True}
 
 
 def _psnr(a: Image, b: Image) -> float:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {"animx": ROOT / "animx", "animx_kernels": ROOT / "kernels" / "animx_kernels",
            "animx_trainer": ROOT / "trainer" / "animx_trainer"}  # fmt: skip
 
-WET = ("animx.model", "animx.diffusion", "animx.counting", "animx.evaluate", "animx_kernels", "animx_trainer")
+WET = ("animx.model", "animx.diffusion", "animx.counting", "animx.measuring", "animx.evaluate", "animx_kernels", "animx_trainer")
 """Rooms that may import torch."""
 
 FLOORS: dict[str, int] = {
@@ -33,7 +33,7 @@ FLOORS: dict[str, int] = {
     "animx.puppet": 5, "animx.diffusion": 5, "animx.prepare": 5, "animx.request": 5, "animx.driving": 5,
     "animx.pipeline": 5, "animx.preview": 5, "animx.poses": 5, "animx.drawing": 5,
     "animx.batch": 6, "animx.bench": 6, "animx.doctor": 6, "animx.cli": 6, "animx.evaluate": 6, "animx": 6,
-    "animx.counting": 6,
+    "animx.counting": 6, "animx.measuring": 6,
     "animx.__main__": 7, "animx_trainer": 7,
 }  # fmt: skip
 """Floor of each room (docs/architecture.md); `animx.video_read` belongs to the room `animx.video`."""

@@ -10,6 +10,7 @@ import click
 from animx.cli import Group
 from animx.cli import options as o
 from animx.cli.count import count
+from animx.cli.measure import compare, drift, ops, render, unet
 from animx.cli.output import Output
 
 
@@ -69,11 +70,11 @@ def pose(out: Output, clip: str, backend: str | None, hands: bool) -> None:
 @o.command("io", examples=("animx bench io", "animx bench io --frames 240 --json"))
 @click.option("--frames", type=click.IntRange(8, 2000), default=96, metavar="N", help="Frames to write and read.  [96]")
 def io(out: Output, frames: int) -> None:
-    """Measure writing and reading an mp4 of a synthetic clip."""
+    """Measure writing and reading an mp4 of a synthetic clip, and JPG and PNG pictures of its frames."""
     from animx.bench import bench_io
 
     _show(out, bench_io(frames))
 
 
-for one in (puppet, pose, io, count):
+for one in (puppet, pose, io, count, ops, unet, render, drift, compare):
     bench.add_command(one)

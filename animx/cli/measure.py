@@ -1,0 +1,237 @@
+"""`animx bench ops|unet|render|drift|compare`: measurements of the full model and its operators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from animx.cli import options as o
+from animx.cli.output import Output
+
+DEVICE = click.option("--device", default=None, metavar="NAME", help="cpu, cuda or cuda:N.  [cuda where there is one]")
+DTYPE = click.option("--dtype", type=o.Choice(("float32", "bfloat16", "float16")), default=None, metavar="TYPE",
+                     help="Storage.  [bfloat16 on cuda, float32 on the cpu]")  # fmt: skip
+
+
+def _place(device: str | None, dtype: str | None, command: str) -> dict[str, str]:
+    """The device and type to measure with, or why not (exit 2)."""
+    from importlib.util import find_spec
+
+    from animx.errors import MissingExtraError
+
+    if any(find_spec(name) is None for name in ("torch", "diffusers", "transformers", "einops")):
+        raise MissingExtraError(command, "model")
+    from animx.measuring.stage import place
+
+    return place(device, dtype)
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _end(found: dict[str, Any]) -> str:
+    where = found["machine"]
+    return (
+        f"on {where['device']} ({where['processor']}, {where['cores']} cores, load {where['load']}), "
+        f"commit {found['commit']}"
+    )
+
+
+@o.command(
+    "ops",
+    examples=("animx bench ops", "animx bench ops --op motion_attention --providers torch,animx --json"),
+)
+@click.option("--op", "ops", multiple=True, metavar="NAME", help="Operator; repeatable.  [all]")
+@click.option("--providers", metavar="LIST", help="Of reference,torch,compile,animx,library.  [all but compile]")
+@click.option("--shapes", metavar="LIST", help="Of small,claims,official.  [small,claims; on cuda: official]")
+@click.option("--check", is_flag=True, help="Check the results only; time nothing.")
+@click.option("--seconds", type=float, default=0.5, metavar="S", help="Measured time per operator and shape.  [0.5]")
+@DEVICE
+@DTYPE
+def ops(
+    out: Output,
+    ops: tuple[str, ...],
+    providers: str | None,
+    shapes: str | None,
+    check: bool,
+    seconds: float,
+    device: str | None,
+    dtype: str | None,
+) -> None:
+    """Measure operators against their reference, PyTorch's own modules and libraries.
+
+    Each result is compared with float64 first, in memory that was full of NaN before; where animx's own is wrong, the
+    command ends with exit 1 and no speed is shown. Ratios say how many times the operator's time another way takes.
+    """
+    where = _place(device, dtype, "bench ops")
+    from animx.measuring.ops import bench_ops
+
+    usual = "official" if where["device"].startswith("cuda") else "small,claims"
+    found = bench_ops(
+        ops or ("all",),
+        _words(providers) or ("reference", "torch", "animx", "library"),
+        _words(shapes or usual),
+        check_only=check,
+        seconds=seconds,
+        **where,
+    )
+    lines = [f"{'operator and shape':<58} {'error':>8} {'ms':>9} {'floor':>6}  ratios"]
+    for row in found["rows"]:
+        own = row.get("times", {}).get("animx")
+        timed = f"{own['ms']:>9.3g} {own['share_of_floor']:>6.0%}" if own else f"{'':>9} {'':>6}"
+        ratios = "  ".join(f"{name} {value:.2f}" for name, value in row.get("ratios", {}).items())
+        name = f"{row['op']} {row['shape']}"
+        lines.append(f"{name:<58} {row['errors'].get('animx', float('nan')):>8.1e} {timed}  {ratios}".rstrip())
+    missing = {f"{name}: {why}" for row in found["rows"] for name, why in row["unavailable"].items()}
+    lines += [f"not there: {one}" for one in sorted(missing)]
+    if found["ceilings"]:
+        top = found["ceilings"]
+        lines.append(f"this machine, now: copies {top['copy_gb_s']:g} GB/s, products {top['matmul_tflop_s']:g} TFLOP/s")
+    out.result(found, [*lines, _end(found)])
+
+
+@o.command("unet", examples=("animx bench unet", "animx bench unet --size official --device cuda --json"))
+@click.option("--size", type=o.Choice(("tiny", "official")), default="tiny", metavar="SIZE",
+              help="Network: tiny or official.  [tiny]")  # fmt: skip
+@click.option("--providers", metavar="LIST", help="Of released,plain,fused,compile.  [released,plain,fused]")
+@click.option(
+    "--frames", type=click.IntRange(1, 1024), metavar="N", help="Frames of the window.  [tiny: 4; official: 32]"
+)
+@click.option("--seconds", type=float, default=3.0, metavar="S", help="Measured time.  [3]")
+@DEVICE
+@DTYPE
+def unet(
+    out: Output, size: str, providers: str | None, frames: int | None, seconds: float, device: str | None,
+    dtype: str | None,
+) -> None:  # fmt: skip
+    """Measure a forward pass of the network in its several forms, on random weights.
+
+    Each form's result is compared with the plain network in more digits first.
+    """
+    where = _place(device, dtype, "bench unet")
+    from animx.measuring.unet import bench_unet
+
+    forms = _words(providers) or ("released", "plain", "fused")
+    found = bench_unet(size, forms, frames=frames or 0, seconds=seconds, **where)
+    lines = [f"{name:<28} {value:.3g}" for name, value in found["ratios"].items()]
+    lines += [
+        f"{name:<28} {one['ms']:.4g} ms (error {found['errors'][name]:.1e})" for name, one in found["times"].items()
+    ]
+    lines += [f"not there: {name}: {why}" for name, why in found["unavailable"].items()]
+    out.result(found, [*lines, _end(found)])
+
+
+@o.command(
+    "render",
+    examples=("animx bench render --frames 8", "animx bench render --speed exact --speed fast,steps=16 --breakdown"),
+)
+@click.option("--speed", "speeds", multiple=True, metavar="HOW", help="exact, fast, fastest, or such as fast,steps=16; "
+              "repeatable.  [exact, fast]")  # fmt: skip
+@click.option("--frames", type=click.IntRange(2, 4096), default=16, metavar="N", help="Frames of the clip.  [16]")
+@click.option("--model", metavar="NAME", help="Model by name or folder.  [a tiny one with random weights]")
+@click.option("--size", type=o.SIZE, metavar="WxH", help="Size of the frames.  [64x96]")
+@click.option("--breakdown", is_flag=True, help="Show the seconds of every stage.")
+@DEVICE
+@DTYPE
+def render(
+    out: Output, speeds: tuple[str, ...], frames: int, model: str | None, size: Any, breakdown: bool,
+    device: str | None, dtype: str | None,
+) -> None:  # fmt: skip
+    """Measure a whole render of the full model, by stages, and what overlapping them saves.
+
+    The first way is rendered twice, with its stages one after the other and overlapping: the frames must be equal.
+    """
+    where = _place(device, dtype, "bench render")
+    from animx.measuring.render import bench_render
+
+    found = bench_render(speeds or ("exact", "fast"), model=model, frames=frames, size=_canvas(size), **where)
+    lines = [f"{name:<40} {value:.3g}" for name, value in found["ratios"].items()]
+    for name, row in found["renders"].items():
+        lines.append(f"{name}: {row['fps']:g} frames/s, {row['passes_per_window']} passes a window")
+        if breakdown:
+            stages = {**found["prepared_s"], **row["seconds"]}
+            lines += [f"  {stage:<10} {value:.3f} s" for stage, value in stages.items()]
+    for name, far in found["drift"].items():
+        lines.append(
+            f"{name} against the first: latents {far['latents']:.3g}, PSNR {far['psnr_db']} dB, SSIM {far['ssim']}"
+        )
+    lines.append(f"peak memory {found['peak_memory_mb']:g} MB; {found['weights']}")
+    out.result(found, [*lines, _end(found)])
+
+
+@o.command(
+    "drift",
+    examples=("animx bench drift", "animx bench drift exact fast,steps=16 --model animate-x --device cuda --json"),
+)
+@click.argument("ways", metavar="[HOW...]", nargs=-1)
+@click.option("--frames", type=click.IntRange(1, 4096), default=8, metavar="N", help="Frames of the clip.  [8]")
+@click.option("--many", type=click.IntRange(2, 500), default=250, metavar="N",
+              help="Steps of the released schedule that stand for the exact solution.  [250]")  # fmt: skip
+@click.option("--model", metavar="NAME", help="Model by name or folder.  [a tiny one with random weights]")
+@click.option("--size", type=o.SIZE, metavar="WxH", help="Size of the frames.  [64x96]")
+@DEVICE
+@DTYPE
+def drift(
+    out: Output, ways: tuple[str, ...], frames: int, many: int, model: str | None, size: Any, device: str | None,
+    dtype: str | None,
+) -> None:  # fmt: skip
+    """Measure how far ways to sample stray from the first one, and each from many steps.
+
+    HOW: exact, fast, fastest, or such as fast,steps=16 (default: all three). Latents are compared after every step, the
+    frames by PSNR and SSIM.
+    """
+    where = _place(device, dtype, "bench drift")
+    from animx.measuring.drift import bench_drift
+
+    found = bench_drift(
+        ways or ("exact", "fast", "fastest"),
+        model=model,
+        frames=frames,
+        size=_canvas(size),
+        reference_steps=many,
+        **where,
+    )
+    lines = [f"{name:<40} {value:.3g}" for name, value in found["ratios"].items()]
+    for title, key in (
+        (f"against {(ways or ('exact',))[0]}", "against_first"),
+        (f"against {many} steps", "against_many_steps"),
+    ):
+        for name, far in found[key].items():
+            psnr = "equal frames" if far["psnr_db"] is None else f"PSNR {far['psnr_db']} dB, SSIM {far['ssim']}"
+            lines.append(f"{name} {title}: latents {far['latents']:.3g}, {psnr}")
+    out.result(found, [*lines, f"measured on {found['weights']}", _end(found)])
+
+
+def _canvas(size: Any) -> Any:
+    from animx.canvas import Canvas
+    from animx.errors import UsageError
+
+    if size is None:
+        return None
+    if None in size:
+        raise UsageError("--size: name both sides, such as 64x96")
+    return Canvas(*size)
+
+
+@o.command(
+    "compare",
+    examples=("animx bench compare old.json new.json", "animx bench compare old.json new.json --fail-below 0.97"),
+)
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@click.option("--fail-below", type=click.FloatRange(min=0, min_open=True), metavar="SHARE",
+              help="Exit 8 when a ratio kept less than this share of its old value.")  # fmt: skip
+def compare(out: Output, old: str, new: str, fail_below: float | None) -> None:
+    """Compare two results (--json) of the same measurement, ratio by ratio: 1 = as good as before, less = worse."""
+    from animx.bench_compare import compare as run
+
+    found = run(Path(old), Path(new), fail_below)
+    lines = [f"{value:>7.3f}  {name}" for name, value in found["kept"].items()]
+    lines += [f"only in {old}: {name}" for name in found["only_old"]]
+    lines += [f"only in {new}: {name}" for name in found["only_new"]]
+    if not found["same_machine"]:
+        lines.append("taken on different machines")
+    out.result(found, lines)
