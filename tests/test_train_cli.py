@@ -130,6 +130,33 @@ def test_a_folder_that_holds_a_run_is_refused_resumed_or_replaced(tmp_path: Path
     refused(_train(tmp_path / "run", "-y", "--resume"), 2, "together")
 
 
+SHRUNK = (
+    "--set", "model.unet.width=32", "--set", "model.unet.multipliers=[1, 2]", "--set", "model.unet.res_blocks=1",
+    "--set", "model.unet.attention_levels=[0]", "--set", "model.unet.head_dim=16", "--set", "model.unet.stem_heads=2",
+    "--set", "model.unet.context_dim=32", "--set", "model.unet.keypoint_heads=4", "--set", "model.unet.keypoint_ff=32",
+    "--set", "model.unet.keypoint_layers=1", "--set", "model.unet.resampler_depth=1",
+    "--set", "model.unet.resampler_heads=2", "--set", "model.unet.resampler_head_dim=16",
+    "--set", "model.initialise=scratch", "--set", "model.encoders=random", "--set", "data.source=drawn",
+    "--set", "data.options={kinds: [ghost], clips: 1}", "--set", "data.frames=2",
+    "--set", "data.size=[32, 32]", "--set", "data.workers=0", "--set", "log.tensorboard=false", "--set", "batch=2",
+    "--set", "optimizer.warmup=0", "--set", "log.strips_every=0", "--set", "parallel=auto",
+)  # fmt: skip
+"""A preset with its recipe untouched and everything large made small."""
+
+
+@pytest.mark.parametrize("name", ["paper", "finetune", "nano"])
+def test_a_scaled_down_step_of_every_preset_moves_its_weights(name: str, tmp_path: Path) -> None:
+    ran = animx("train", name, "-o", tmp_path / name, *SHRUNK, "--set", "accumulate=1", "--steps", 2, "--json")
+    assert ran.code == 0, ran.err
+    weights = _weights(tmp_path / name)
+    mamba = [key for key in weights if "forward_scan" in key]
+    assert bool(mamba) == (name == "paper")
+    (line, *_) = read_log(tmp_path / name)
+    assert np.isfinite(line["loss"])
+    still = {key: value for key, value in weights.items() if key.endswith("proj_out.weight") and not value.any()}
+    assert len(still) < len([key for key in weights if key.endswith("proj_out.weight")]), "no zero start has moved"
+
+
 def test_refusals_name_what_and_the_mend(tmp_path: Path) -> None:
     refused(animx("train", "smkoe", "-o", tmp_path / "a"), 3, "Did you mean 'smoke'")
     refused(animx("train", "paper", "-o", tmp_path / "a"), 3, "data/dances")
