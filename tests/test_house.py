@@ -19,7 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {"animx": ROOT / "animx", "animx_kernels": ROOT / "kernels" / "animx_kernels",
            "animx_trainer": ROOT / "trainer" / "animx_trainer"}  # fmt: skip
 
-WET = ("animx.model", "animx.diffusion", "animx.counting", "animx.measuring", "animx.evaluate", "animx_kernels", "animx_trainer")
+WET = (
+    "animx.model",
+    "animx.diffusion",
+    "animx.counting",
+    "animx.measuring",
+    "animx.evaluate",
+    "animx_kernels",
+    "animx_trainer",
+)
 """Rooms that may import torch."""
 
 FLOORS: dict[str, int] = {
