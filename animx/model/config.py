@@ -9,6 +9,10 @@ from animx.errors import UsageError, nearest
 
 Condition = Literal["image", "local_image", "dwpose", "randomref", "pose_embeddings"]
 
+POSITIVE = ("in_channels", "concat_channels", "width", "head_dim", "stem_heads", "context_dim", "image_tokens", "slots",
+            "keypoint_heads", "keypoint_ff", "resampler_heads", "resampler_head_dim", "motion_tokens", "mamba_state",
+            "mamba_conv", "mamba_expand")  # fmt: skip
+"""Sizes that no network is without."""
 CONDITIONS: tuple[Condition, ...] = ("image", "local_image", "dwpose", "randomref", "pose_embeddings")
 """Condition names as in the released configuration's `partial_keys`."""
 
@@ -90,6 +94,15 @@ class UNetConfig:
             raise UsageError(f"alpha: {self.alpha} is outside 0..1")
         if self.scan not in ("animx", "mamba-ssm"):
             raise UsageError(f"scan: unknown '{self.scan}'. Known: animx, mamba-ssm")
+        for name in POSITIVE:
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: {getattr(self, name)} is less than 1")
+        if self.context_dim % self.keypoint_heads:
+            raise UsageError(f"keypoint_heads: {self.keypoint_heads} do not divide context_dim {self.context_dim}")
+        if min(self.multipliers, default=1) < 1:
+            raise UsageError(f"multipliers: {min(self.multipliers)} is less than 1")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UsageError(f"dropout: {self.dropout} is outside 0..1 (1 excluded)")
         if self.width % 32:
             raise UsageError(f"width: {self.width} is not a multiple of 32 (the group count of every norm)")
 

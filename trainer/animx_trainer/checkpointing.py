@@ -1,7 +1,8 @@
 """Checkpoints: everything a run needs to go on with the same numbers, whole or not there at all.
 
 A folder `step-00001000/` holds torch's distributed checkpoint (each process writes its share; any number of processes
-reads it) and `state.json`.  It is written beside and renamed when complete, so the last good one is never in danger.
+reads it) and `state.json`, which has size and CRC-32 of every other file.  It is written beside and renamed when
+complete, so the last good one is never in danger.
 
 Saved per parameter: weight, first and second moment, average (EMA).  Random states need no saving: every draw is keyed.
 """
@@ -11,8 +12,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import re
 import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,10 @@ SCHEMA = 1
 STATE = "state.json"
 _NAME = re.compile(r"step-(\d{8})")
 MOMENTS = ("exp_avg", "exp_avg_sq")
+BLOCK = 1 << 24
+"""Bytes read at once for a checksum."""
+UNREADABLE = (CheckpointException, RuntimeError, ValueError, KeyError, OSError, EOFError, pickle.UnpicklingError)
+"""What torch's reader raises for files that are no checkpoint."""
 
 
 @dataclass
@@ -81,8 +88,9 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
 
 
 def save(trained: Trained, checkpoints: Path, config: Mapping[str, Any], world: World, keep: int = 2) -> Path:
-    """Write the checkpoint of the steps done so far and drop all but the newest `keep`.
+    """Write the checkpoint of the steps done so far and drop all but the newest `keep` up to it.
 
+    One of more steps stays: it could not be read when this run was taken up, and must not push out those that can.
     Every process calls it.  A full disk or refused write is an `OutputError` in all of them, and leaves the earlier
     checkpoints as they are.
     """
@@ -101,7 +109,8 @@ def save(trained: Trained, checkpoints: Path, config: Mapping[str, Any], world: 
         _write(trained.tensors(), temporary, world)
         if world.is_first:
             try:
-                _finish(temporary, target, {"schema": SCHEMA, "step": trained.step, "config": dict(config)})
+                state = {"schema": SCHEMA, "step": trained.step, "config": dict(config), "files": _checksums(temporary)}
+                _finish(temporary, target, state)
             except OSError as error:
                 problem = error
         if world.any(problem is not None):
@@ -111,7 +120,7 @@ def save(trained: Trained, checkpoints: Path, config: Mapping[str, Any], world: 
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     if world.is_first:
-        for old in list_checkpoints(checkpoints)[:-keep]:
+        for old in [path for path in list_checkpoints(checkpoints) if path.name <= target.name][:-keep]:
             shutil.rmtree(old, ignore_errors=True)
     world.barrier()
     return target
@@ -143,6 +152,33 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def _checksums(folder: Path) -> dict[str, list[int]]:
+    """Name -> [bytes, CRC-32] of all files of a checkpoint but `state.json`."""
+    return {path.name: [path.stat().st_size, _crc(path)] for path in sorted(folder.iterdir()) if path.name != STATE}
+
+
+def _crc(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while part := file.read(BLOCK):
+            found = zlib.crc32(part, found)
+    return found
+
+
+def _damage(folder: Path) -> str:
+    """What differs from the files that were written, or `` when all are as they were."""
+    for name, (size, crc) in read_state(folder)["files"].items():
+        path = folder / name
+        try:
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+            if _crc(path) != crc:
+                return f"{name} has changed since it was written"
+        except OSError as error:
+            return f"{name}: {error.strerror or error}"
+    return ""
+
+
 def _finish(temporary: Path, target: Path, state: Mapping[str, Any]) -> None:
     with (temporary / STATE).open("w", encoding="utf-8") as file:
         json.dump(state, file, indent=2)
@@ -165,7 +201,8 @@ def read_state(folder: Path) -> dict[str, Any]:
             raise InputError(
                 f"{folder}: checkpoint schema {content['schema']}, this animx reads {SCHEMA}. Update animx"
             )
-        return {"step": int(content["step"]), "config": dict(content["config"])}
+        files = {str(name): (int(size), int(crc)) for name, (size, crc) in dict(content["files"]).items()}
+        return {"step": int(content["step"]), "config": dict(content["config"]), "files": files}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / STATE}: not the state of a checkpoint ({_first_line(error)})") from error
 
@@ -176,10 +213,14 @@ def load(trained: Trained, folder: Path, world: World) -> int:
     Names or shapes that differ, and damaged files, are an `InputError`.
     """
     state = read_state(folder)
+    problem = _damage(folder) if world.is_first else ""
+    if world.any(bool(problem)):
+        what = problem or "see the first process"
+        raise InputError(f"{folder}: cannot be read ({what}). Delete this folder to go on from the one before")
     tensors = trained.tensors()
     try:
         read_shares(cast("dict[str, Any]", tensors), checkpoint_id=folder, no_dist=world.size == 1)
-    except (CheckpointException, RuntimeError, ValueError, KeyError, OSError, EOFError) as error:
+    except UNREADABLE as error:
         first = _first_line(_os_error(error)) if isinstance(error, CheckpointException) else _first_line(error)
         raise InputError(
             f"{folder}: cannot be read into this run ({first}). Delete it to go on from the one before"
@@ -189,7 +230,13 @@ def load(trained: Trained, folder: Path, world: World) -> int:
 
 
 def read_weights(folder: Path, kind: str) -> dict[str, Tensor]:
-    """The tensors of one `kind` (`weight` or `ema`) of a checkpoint, whole, on the CPU, by parameter name."""
+    """The tensors of one `kind` (`weight` or `ema`) of a checkpoint, whole, on the CPU, by parameter name.
+
+    A damaged checkpoint is an `InputError`.
+    """
+    problem = _damage(folder)
+    if problem:
+        raise InputError(f"{folder}: {problem}. Delete this folder to take the one before")
     reader = FileSystemReader(folder)
     try:
         table = reader.read_metadata().state_dict_metadata
@@ -199,6 +246,6 @@ def read_weights(folder: Path, kind: str) -> dict[str, Tensor]:
             if name.startswith(f"{kind}.") and isinstance(entry, TensorStorageMetadata)
         }
         read_shares(cast("dict[str, Any]", wanted), storage_reader=reader, no_dist=True)
-    except (CheckpointException, RuntimeError, ValueError, KeyError, OSError, EOFError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{folder}: not a readable checkpoint ({_first_line(error)})") from error
     return {name.partition(".")[2]: value for name, value in wanted.items()}

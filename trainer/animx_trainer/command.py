@@ -92,10 +92,10 @@ def _train(out: Output, config: TrainConfig, folder: Path, resume: bool, device:
     with joined(device) as world:
         source = open_source(config.data, config.seed)
         run = make_run(config, source, loader_of(config.data), world)
+        done = go_on(run, folder) if resume else 0  # first: what is refused must not have touched the folder
         _prepare_folder(folder, config, run.report.record(), resume, world)
         out.say(f"animx: {run.report.line()}; {sum(p.numel() for p in run.parameters):,} parameters on {world.device}")
         if resume:
-            done = go_on(run, folder)
             out.say(f"animx: going on after step {done}" if done else "animx: no checkpoint yet; beginning anew")
         with _stopping() as stop:
             outcome = run_training(run, folder, should_stop=lambda: bool(stop), on_progress=out.progress())

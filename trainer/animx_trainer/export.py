@@ -16,7 +16,7 @@ from animx.diffusion.components import save_components
 from animx.errors import InputError, UsageError
 from animx.weights import write_hashes
 from animx_trainer import checkpointing
-from animx_trainer.config import TrainConfig
+from animx_trainer.config import TrainConfig, differing, settled
 from animx_trainer.encoders import find_encoders
 from animx_trainer.initialise import build_unet, initialise
 
@@ -34,6 +34,16 @@ def export(config: TrainConfig, checkpoint: Path, target: Path, *, overwrite: bo
         _check_own(target)
     else:
         check_folder_target(target)
+    other = [
+        key
+        for key in differing(checkpointing.read_state(checkpoint)["config"], settled(config))
+        if key == "seed" or key.startswith("model.")
+    ]
+    if other:
+        raise UsageError(
+            f"{checkpoint}: was trained with another {', '.join(other[:4])}. Give the run's own config: the file "
+            f"{checkpoint.parent.parent / 'config.yaml'}"
+        )
     encoders, _ = find_encoders(config.model.encoders, config.seed)
     if encoders.components is None:
         raise UsageError("model.encoders: this run has none, so there is no model to write. Name a model folder")

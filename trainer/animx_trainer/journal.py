@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -84,17 +85,17 @@ class Journal:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """All lines of a run's log, in order; a line cut short by a crash is left out."""
+    """All lines of a run's log, in order; what is none (cut short by a crash, damaged) is left out."""
     try:
-        text = (folder / LOG).read_text(encoding="utf-8")
+        text = (folder / LOG).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return []
     found = []
     for line in text.splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                found.append(row)
     return found
 
 

@@ -1,0 +1,129 @@
+"""Training meets damaged checkpoints, logs and hopeless configs: nothing good is lost, and the mend is named."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hall import animx, refused
+
+torch = pytest.importorskip("torch", reason="needs the 'model' extra")
+pytest.importorskip("diffusers", reason="needs the 'model' extra")
+torch.set_num_threads(1)
+
+from training import LEAN, tiny_config, tiny_run  # noqa: E402
+
+from animx.errors import InputError, UsageError  # noqa: E402
+from animx.model.config import UNetConfig  # noqa: E402
+from animx_trainer import checkpointing  # noqa: E402
+from animx_trainer.config import LogConfig, ModelConfig  # noqa: E402
+from animx_trainer.journal import LOG, read_log  # noqa: E402
+from animx_trainer.loop import CHECKPOINTS, resume, save, train  # noqa: E402
+
+SHORT = tiny_config(
+    steps=2, model=ModelConfig(unet=LEAN), log=LogConfig(strips_every=0, tensorboard=False, checkpoint_every=1)
+)
+SMOKE = ("--set", "data.frames=2", "--set", "data.size=[32,32]", "--set", "data.options={kinds: [ghost], clips: 1}",
+         "--set", "model.unet.multipliers=[1]", "--set", "log.strips_every=0",
+         "--set", "log.tensorboard=false")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the checkpoints of its steps 1 and 2.  Do not write into it."""
+    folder = tmp_path_factory.mktemp("damage")
+    train(tiny_run(SHORT), folder)
+    return folder
+
+
+@pytest.fixture
+def run_folder(two_steps: Path, tmp_path: Path) -> Path:
+    """The same, to be damaged."""
+    return Path(shutil.copytree(two_steps, tmp_path / "run"))
+
+
+def _newest(folder: Path) -> Path:
+    return checkpointing.list_checkpoints(folder / CHECKPOINTS)[-1]
+
+
+def _flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def _flip_a_weight(checkpoint: Path) -> None:
+    share = next(checkpoint.glob("*.distcp"))
+    _flip(share, share.stat().st_size // 2)
+
+
+def _garble_the_table(checkpoint: Path) -> None:
+    (checkpoint / ".metadata").write_bytes(b"\x00no pickle")
+
+
+def _lose_the_table(checkpoint: Path) -> None:
+    (checkpoint / ".metadata").unlink()
+
+
+@pytest.mark.parametrize("damage", [_flip_a_weight, _garble_the_table, _lose_the_table])
+def test_a_checkpoint_that_changed_on_disk_is_never_taken(
+    damage: Any, run_folder: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    newest = _newest(run_folder)
+    damage(newest)
+    with pytest.raises(InputError, match=r"step-00000002: .*Delete this folder to take the one before") as found:
+        checkpointing.read_weights(newest, "weight")
+    assert "\n" not in str(found.value)
+    assert resume(tiny_run(SHORT), run_folder) == 1
+    assert newest.name in caplog.text
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_damaged_newest_checkpoint_does_not_push_out_those_that_can_be_read(run_folder: Path) -> None:
+    longer = replace(SHORT, steps=4, log=replace(SHORT.log, keep=1))
+    newest = _newest(run_folder)
+    renamed = newest.rename(newest.with_name("step-00000004"))
+    _flip_a_weight(renamed)
+    run = tiny_run(longer)
+    assert resume(run, run_folder) == 1
+    run.trained.step = 3
+    written = save(run, run_folder)
+    assert checkpointing.list_checkpoints(run_folder / CHECKPOINTS) == [written, renamed]
+    assert resume(tiny_run(longer), run_folder) == 3
+
+
+def test_one_bad_line_costs_a_log_that_line_only(tmp_path: Path) -> None:
+    (tmp_path / LOG).write_bytes(b'{"step": 1}\n{"a": 1}\n[1]\n\xff\xfe\n{"step": 2}\n{"st')
+    assert read_log(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+def test_a_refused_resume_touches_nothing_and_another_network_s_model_is_not_exported(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert animx("train", "smoke", "-o", run, *SMOKE, "--steps", 1).code == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    refused(animx("train", "smoke", "-o", run, *SMOKE, "--resume", "--set", "optimizer.lr=0.5"), 2, "optimizer.lr")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    other = ("train", "smoke", "-o", run, *SMOKE, "--set", "seed=5", "--export", tmp_path / "model")
+    refused(animx(*other), 2, "another seed", "config.yaml")  # its encoders, drawn from the seed, would be others
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("width", 0), ("head_dim", 0), ("stem_heads", -1), ("keypoint_heads", 5), ("keypoint_heads", 0),
+     ("multipliers", (1, 0)), ("multipliers", (1, -1)), ("dropout", 2.0), ("dropout", float("nan"))],
+)  # fmt: skip
+def test_sizes_that_make_no_network_are_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=field):
+        UNetConfig(**{field: value})
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "tpu", "cuda:99"])
+def test_devices_that_cannot_train_are_refused(name: str) -> None:
+    from animx_trainer.distributed import choose_device
+
+    with pytest.raises(UsageError, match=f"--device {name}"):
+        choose_device(name)
