@@ -216,7 +216,7 @@ def test_the_config_of_the_documentation_is_one() -> None:
     from animx_trainer.pose_augment import load_epi
 
     text = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text()
-    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    block, *_ = re.findall(r"```yaml\n(.*?)```", text, re.S)
     config = build(TrainConfig, yaml.safe_load(block), "data.md")
     options = data_options(config.data.options)
     assert load_epi(options.epi).without == ("drop",)

@@ -101,6 +101,23 @@ def test_what_a_source_does_not_know_is_refused() -> None:
         _source(families=["persn"])
 
 
+def test_the_config_of_the_documentation_opens() -> None:
+    import re
+
+    import yaml
+
+    from animx.config import build
+    from animx_trainer.config import TrainConfig
+
+    text = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text()
+    (block,) = [one for one in re.findall(r"```yaml\n(.*?)```", text, re.S) if "source: synth" in one]
+    config = build(TrainConfig, yaml.safe_load(block), "data.md")
+    source = open_source(config.data, 0)
+    assert isinstance(source, SynthSource)
+    assert source.options.cross == 0.5
+    assert source.epi.config.keypoints == "transformed"
+
+
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 SMALL = SynthFiles(clips=5, size=(48, 64), frames=4, seed=3)
