@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ pytest.importorskip("diffusers", reason="needs the 'model' extra")
 from animx.model.conditions import Conditions, Inputs  # noqa: E402
 from animx.model.config import UNetConfig  # noqa: E402
 from animx.model.fused import FusedUNet  # noqa: E402
-from animx.model.graph import Recorded  # noqa: E402
+from animx.model.graph import WARM_UP, RecordCuda, Recorded  # noqa: E402
 from animx.model.temporal import Temporal  # noqa: E402
 from animx.model.unet import AnimateXUNet  # noqa: E402
 from tests.small_unet import random_inputs, randomised  # noqa: E402
@@ -104,6 +106,53 @@ def test_every_shape_has_a_recording_of_its_own(unet: AnimateXUNet) -> None:
     assert record.recordings == 3
 
 
+def test_recordings_are_made_on_the_device_of_the_latents(unet: AnimateXUNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream is made on the current device, which need not be that of the network."""
+    where: list[Any] = []
+
+    @contextmanager
+    def device_of(x: Any) -> Iterator[None]:
+        where.append(x.shape)
+        yield
+        where.append("left")
+
+    class Noting(FakeRecord):
+        def __call__(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+            where.append("recorded")
+            return super().__call__(work)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    row = conditions(unet, 2, 1)
+    Recorded(FusedUNet(unet), Noting())(latents(2, 0), torch.tensor([1]), row, unet.times([991, 1]))
+    assert where == [latents(2, 0).shape, "recorded", "left"]
+
+
+def test_recordings_share_their_memory_and_bear_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def graph(graph: Any, **given: Any) -> Any:
+        asked.append(given)
+        return nullcontext()
+
+    def new_graph() -> Any:
+        return SimpleNamespace(replay=lambda: None, pool=lambda: f"pool {len(asked)}")
+
+    streams = [SimpleNamespace(wait_stream=lambda other: None) for _ in range(3)]
+    for name, fake in {
+        "Stream": iter(streams[1:]).__next__, "current_stream": lambda: streams[0], "stream": nullcontext,
+        "CUDAGraph": new_graph, "graph": graph,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, fake)
+    record, runs = RecordCuda(), []
+    for _ in range(2):
+        record(lambda: runs.append(1) or latents(1, 0))  # type: ignore[func-returns-value]
+    assert len(runs) == 2 * (WARM_UP + 1)
+    assert [one["pool"] for one in asked] == [None, "pool 1"]
+    assert [one["stream"] for one in asked] == streams[1:]
+    # While one thread records the step of a new window, another decodes the last segment and allocates.
+    assert {one["capture_error_mode"] for one in asked} == {"thread_local"}
+
+
 @pytest.mark.gpu
 def test_a_cuda_graph_of_the_fused_network_gives_its_bytes() -> None:
     if not torch.cuda.is_available():
@@ -112,16 +161,18 @@ def test_a_cuda_graph_of_the_fused_network_gives_its_bytes() -> None:
     network = FusedUNet(unet)
     recorded = Recorded(network)
     times = unet.times([991, 496, 1])
+    sizes = (2, 3)  # recordings of two shapes take turns on shared memory
     with torch.no_grad():
         rows = [
             unet.encode(
-                random_inputs(2, torch.float32, seed, latent=LATENT, size=(32, 32)).to("cuda"), frames=2, latent=LATENT
+                random_inputs(n, torch.float32, seed, latent=LATENT, size=(32, 32)).to("cuda"), frames=n, latent=LATENT
             )
             for seed in (1, 2)
+            for n in sizes
         ]
     for seed, t in enumerate((991, 496, 1)):
-        for row in rows:
-            x, step = latents(2, seed).cuda(), torch.tensor([t], device="cuda")
+        for i, row in enumerate(rows):
+            x, step = latents(sizes[i % 2], seed).cuda(), torch.tensor([t], device="cuda")
             assert torch.equal(recorded(x, step, row, times), network(x, step, row, times))
 
 

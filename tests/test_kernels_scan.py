@@ -81,6 +81,19 @@ def test_halves_are_stored_and_float32_is_computed(dtype: Any) -> None:
         gates.check_forward(BACKWARD, BACKWARD.cases()["bare"], dtype, apart=True)
 
 
+@pytest.mark.parametrize("pixels", [1, 262140, 262141, 10**7])
+def test_every_number_of_pixels_fits_a_grid(pixels: int) -> None:
+    """A card takes 65535 programs along the axis of the pixels."""
+    from animx_kernels.selective_scan_triton import _Given, plan
+
+    few, x = torch.empty(1, 2, pixels, 4, device="meta"), torch.empty(1, 2, pixels, 8, device="meta")
+    one = torch.empty(8, device="meta")
+    sequences = _Given((x, x, torch.empty(8, 4, device="meta"), few, few, one, x, None, None, None), True, False)
+    launch = plan(sequences, x, 90)
+    assert launch.grid[1] <= 65535
+    assert (launch.grid[1] - 1) * launch.constants["ROWS"] < pixels <= launch.grid[1] * launch.constants["ROWS"]
+
+
 @pytest.mark.parametrize(("case", "chunk"), [("L=1", 8), ("L=2", 1), ("L=31", 8), ("odd, batch of 2", 4)])
 def test_gradients_through_the_triton_bodies_equal_those_of_the_reference(case: str, chunk: int) -> None:
     with (

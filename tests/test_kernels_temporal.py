@@ -18,6 +18,8 @@ from animx.model.schedule import guided  # noqa: E402
 from animx_kernels.dispatch import OPS, load_ops  # noqa: E402
 from animx_kernels.guided_step import guided_step  # noqa: E402
 from animx_kernels.motion_attention import fold_motion, motion_attention  # noqa: E402
+from animx_kernels.motion_attention import refusal as motion_refusal  # noqa: E402
+from animx_kernels.temporal_attention import refusal as attention_refusal  # noqa: E402
 from animx_kernels.temporal_attention import temporal_attention  # noqa: E402
 
 F = torch.nn.functional
@@ -105,6 +107,30 @@ def test_a_large_mean_costs_the_motion_attention_no_digits() -> None:
     with gates.triton_bodies():
         found = motion_attention(x, *unfolded.folded(), 2, 1e-5)
     assert float((found - truth).abs().max()) < 2e-3  # x itself is stored to 3e-5, and its spread is 1
+
+
+@pytest.mark.parametrize("loud", [20.0, 40000.0])
+def test_a_loud_first_channel_costs_the_motion_attention_no_digits_in_halves(loud: float) -> None:
+    """Sums are taken about a row's first value; what is multiplied in 16 bits must not be."""
+    op = OPS["motion_attention"]
+    x, *rest = op.cases()["small 2x40x64"].make(gates.DEVICE, torch.float16, 0).args
+    x[..., 0], x[..., 1] = loud, -loud
+    truth = op.reference(*gates.widened(gates.Inputs((x, *rest), {})).args, residual=False)
+    with gates.triton_bodies():
+        found = motion_attention(x, *rest, 1.0, False)
+    assert gates.worst(op, found, truth) <= 1e-3
+
+
+def test_shapes_that_no_card_can_launch_go_to_the_reference() -> None:
+    def empty(*shape: int, dtype: Any = torch.float16) -> Any:
+        return torch.empty(shape, device="meta", dtype=dtype)
+
+    assert attention_refusal(empty(1, 64, 2, 256), 2) is None
+    assert "shared memory" in str(attention_refusal(empty(1, 33, 2, 256, dtype=torch.float32), 2))
+    assert attention_refusal(empty(1, 33, 2, 128, dtype=torch.float32), 2) is None
+    assert "batch of 65536" in str(attention_refusal(empty(65536, 2, 1, 16), 1))
+    assert motion_refusal(empty(65535, 1, 16), empty(1, 16, 4), 1) is None
+    assert "65536 slots" in str(motion_refusal(empty(65536, 1, 16), empty(1, 16, 4), 1))
 
 
 def test_motion_attention_refuses_a_gradient_it_does_not_have() -> None:

@@ -131,6 +131,7 @@ def render_clip(
                 if work.ranks.is_first:
                     yield from decoded(placing, fresh, settings.decode_batch, settings.tile, own_stream=stream)
     except torch.OutOfMemoryError as error:
+        placing.kept = None  # recordings hold the memory of a pass, which whoever tries again needs
         shared = work.ranks.failed(error)
         if shared is error:
             raise
@@ -299,7 +300,7 @@ def decoded(
             like = placing.use("vae")
             # A stream of its own, so that the device may work for both threads.
             if own_stream and beside is None and like.device.type == "cuda":
-                beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                beside = torch.cuda.Stream(like.device)  # type: ignore[no-untyped-call]
             with torch.no_grad(), torch.cuda.stream(beside):
                 part = latents[0, :, start : start + batch].transpose(0, 1).to(like)
                 pictures = (decode(placing.components.vae, part, tile).float() * 255).to(torch.uint8)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,18 +34,32 @@ WARM_UP = 3
 """Passes before a recording: kernels are compiled and libraries choose their algorithms in them."""
 
 
-def record_cuda(work: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
-    """Record a CUDA graph on a stream of its own."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = work()
-    return graph.replay, out
+class RecordCuda:
+    """Records CUDA graphs on the current device, each on a stream of its own.
+
+    All recordings of one object share the memory of a pass: one is replayed at a time, and reads nothing that another
+    has left there (results excepted, which are never given back while a recording lives).
+    """
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+        """See `Record`."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                work()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Named: the default stream of all recordings lies on the device that recorded first.  thread_local: other
+        # threads (a decoder, the watchdog of NCCL) allocate memory and ask for events, which must not end a recording.
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            out = work()
+        if self._pool is None:
+            self._pool = graph.pool()
+        return graph.replay, out
 
 
 @dataclass
@@ -65,8 +80,8 @@ class Recorded:
     A recording keeps the memory of a pass and refers to the weights where they lie: make a new one when they move.
     """
 
-    def __init__(self, network: Network, record: Record = record_cuda) -> None:
-        self.network, self.record = network, record
+    def __init__(self, network: Network, record: Record | None = None) -> None:
+        self.network, self.record = network, record or RecordCuda()
         self._recordings: dict[tuple[object, ...], _Recording] = {}
 
     def __call__(self, x: Tensor, t: Tensor, conditions: Conditions, times: Times) -> Tensor:
@@ -91,7 +106,8 @@ class Recorded:
         own_conditions, own_times = _copied(conditions), replace(
             times, shifts=times.shifts.clone(), position=times.position.clone()
         )  # fmt: skip
-        replay, out = self.record(lambda: self.network(own_x, own_t, own_conditions, own_times))
+        with torch.cuda.device_of(own_x):  # streams and graphs belong to the current device; the CPU changes nothing
+            replay, out = self.record(lambda: self.network(own_x, own_t, own_conditions, own_times))
         replay()  # recording alone computes nothing
         log.info("a step of %d windows of %d frames is recorded", x.shape[0], x.shape[2])
         return _Recording(own_x, own_t, own_conditions, own_times, replay, out, (conditions, times))

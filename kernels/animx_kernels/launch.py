@@ -24,6 +24,10 @@ NAMES = {
 }
 
 
+MOST_PROGRAMS = 65535
+"""Programs along the second and the third axis of a CUDA grid."""
+
+
 class Launch(NamedTuple):
     """One launch: `values` are the kernel's run-time arguments by name (None: left out), the rest is compiled in."""
 

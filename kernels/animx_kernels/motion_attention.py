@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from animx_kernels.dispatch import Build, Case, Cost, Inputs, Op, draw, nbytes, register, use_triton, wide
-from animx_kernels.launch import power
+from animx_kernels.launch import MOST_PROGRAMS, power
 
 NAME = "motion_attention"
 
@@ -83,7 +83,7 @@ def refusal(x: Tensor, a: Tensor, heads: int) -> str | None:
     columns = power(heads) * power(a.shape[-1] // heads)
     if columns > MOST_COLUMNS:
         return f"{heads} heads of {a.shape[-1] // heads} motion tokens: more than {MOST_COLUMNS} columns"
-    return None
+    return f"{x.shape[0]} slots: more than {MOST_PROGRAMS}" if x.shape[0] > MOST_PROGRAMS else None
 
 
 @torch.library.custom_op("animx::motion_attention", mutates_args=())

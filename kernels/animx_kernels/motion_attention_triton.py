@@ -43,19 +43,21 @@ def motion_attention_kernel(  # type: ignore[no-untyped-def]
     for start in range(0, channels, BC):
         c = start + lane
         tile = tl.load(x_row[:, None] + c[None, :], mask=inside[:, None] & (c < channels)[None, :], other=0.0)
-        tile = tl.where((c < channels)[None, :], tile.to(tl.float32) - shift[:, None], 0.0)
-        total += tl.sum(tile, 1)
-        squares += tl.sum(tile * tile, 1)
+        away = tl.where((c < channels)[None, :], tile.to(tl.float32) - shift[:, None], 0.0)
+        total += tl.sum(away, 1)
+        squares += tl.sum(away * away, 1)
         weight = tl.load(a_at + c[:, None] * columns + column[None, :],
                          mask=(c < channels)[:, None] & known[None, :], other=0.0)  # fmt: skip
         slope += tl.sum(weight.to(tl.float32), 0)
         if WIDE:
-            score += tl.dot(tile, weight.to(tl.float32), input_precision="ieee")
-        else:
+            score += tl.dot(away, weight.to(tl.float32), input_precision="ieee")
+        else:  # as stored: the difference to the first value would be rounded to 16 bits, or overflow them
             score += tl.dot(tile.to(weight.dtype), weight)
     mean = total / channels
     scale = 1.0 / tl.sqrt(tl.maximum(squares / channels - mean * mean, 0.0) + eps)
     bias = tl.load(a_bias + slot * a_bias_slot + column, mask=known, other=0.0).to(tl.float32)
+    if not WIDE:
+        mean += shift
     score = (score - mean[:, None] * slope[None, :]) * scale[:, None] + bias[None, :]
 
     # Softmax within each head; the columns that fill a head up to a power of two take no part.

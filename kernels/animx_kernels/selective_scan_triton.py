@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from animx_kernels.dispatch import Build, card, tuned
-from animx_kernels.launch import Launch, adjacent, blocks, build, power, run
+from animx_kernels.launch import MOST_PROGRAMS, Launch, adjacent, blocks, build, power, run
 
 SEQUENCES = ("u", "delta", "b", "c", "z")
 """Inputs with an entry for each slot and pixel: their strides are arguments."""
@@ -250,7 +250,7 @@ def selective_scan_backward_kernel(  # type: ignore[no-untyped-def]
             sums = state_sums + (((tl.program_id(0) % per * 2 * batches + batch) * length + t) * pixels + n) * width
             sums += side * STATES + s
             tl.store(
-                sums + (batches * length).to(tl.int64) * pixels * width, tl.sum(after * toward[None, :], 1), live_s
+                sums + tl.cast(batches, tl.int64) * length * pixels * width, tl.sum(after * toward[None, :], 1), live_s
             )
             g += ct[:, None] * toward[None, :]
             tl.store(sums, tl.sum(g * (dt * x)[None, :], 1), live_s)
@@ -332,7 +332,7 @@ def plan(given: _Given, out: Tensor, capability: int) -> Launch:
     config = tuned("selective_scan", f"E{given.half} S{given.states}", capability)
     channels = min(config["CHANNELS"], power(given.half))
     values: dict[str, Any] = {**given.rows, **given.small, "out": out, **given.numbers({"out": out})}
-    rows = min(config["ROWS"], power(given.pixels))
+    rows = max(min(config["ROWS"], power(given.pixels)), power(blocks(given.pixels, MOST_PROGRAMS)))
     constants = {**given.flags, "ROWS": rows, "CHANNELS": channels}
     grid = (given.sides * blocks(given.half, channels), blocks(given.pixels, rows), given.batch)
     return Launch(selective_scan_kernel, grid, values, constants, config["num_warps"], config["num_stages"])

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from animx_kernels.dispatch import Build, Case, Cost, Inputs, Op, draw, nbytes, register, use_triton, wide
+from animx_kernels.launch import MOST_PROGRAMS, power
 
 NAME = "temporal_attention"
 
@@ -23,6 +24,9 @@ MOST_SLOTS = 64
 
 MOST_WIDTH = 128
 """Head width, likewise."""
+
+MOST_BYTES = 16384
+"""Bytes of one head's slots, both axes rounded up: four such tiles and the scores fit the 99 KiB of an sm_89."""
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
@@ -56,7 +60,10 @@ def refusal(q: Tensor, heads: int) -> str | None:
         return f"{q.shape[1]} slots: more than {MOST_SLOTS}"
     if q.shape[-1] // heads > MOST_WIDTH:
         return f"head width {q.shape[-1] // heads}: more than {MOST_WIDTH}"
-    return None
+    tile = power(q.shape[1], 16) * power(q.shape[-1] // heads, 16) * q.element_size()
+    if tile > MOST_BYTES:
+        return f"{q.shape[1]} slots of width {q.shape[-1] // heads} in {q.dtype}: too much shared memory"
+    return f"batch of {q.shape[0]}: more than {MOST_PROGRAMS}" if q.shape[0] > MOST_PROGRAMS else None
 
 
 @torch.library.custom_op("animx::temporal_attention", mutates_args=())
