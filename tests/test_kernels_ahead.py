@@ -77,7 +77,8 @@ def test_the_committed_table_is_what_is_compiled_now(compiled: dict[str, Any], c
 SIZES_OF_ONE = """
 import torch
 from animx_kernels import add_layer_norm_triton as l, geglu_triton as g, group_norm_silu_triton as n
-from animx_kernels import temporal_conv_triton as t
+from animx_kernels import guided_step_triton as u, motion_attention_triton as m, selective_scan_triton as s
+from animx_kernels import temporal_attention_triton as a, temporal_conv_triton as t
 from animx_kernels.ahead import compile_for
 from animx_kernels.launch import build
 
@@ -85,6 +86,11 @@ def e(*shape, dtype=torch.bfloat16):
     return torch.empty(shape, device="meta", dtype=dtype)
 
 f = torch.float32
+o, x = e(1, 1, 1, 1), e(1)
+long = torch.empty(1, device="meta", dtype=torch.int64)
+scan = [s._Given((o, o, e(1, 1, dtype=f), *[e(1, 1, 1, 1)] * 2, x, o, x, e(1, k), x), True, False) for k in (1, 4)]
+bare = s._Given((o, o, e(1, 1, dtype=f), o, o, x, None, None, None, None), False, False)
+slopes = {"du": o, "ddelta": o, "dz": o}
 planned = [
     g.plan_geglu(e(1, 2), e(1, 1), 80), g.plan_geglu_backward(e(1, 1), e(1, 2), e(1, 2), 80),
     g.plan_geglu_linear(e(1, 1), e(2, 1), e(2), e(1, 1), 80, False),
@@ -95,6 +101,14 @@ planned = [
                 e(1, 1, 1, 1), e(1, 1, 1, 2, dtype=f), 80, False),
     t.plan_sums(e(1, 1, 1, 1), e(1, 1, 1, 2, dtype=f), 80),
     t.plan_affine(e(1, 1, 1, 2, dtype=f), e(1), e(1), e(1, 1, dtype=f), e(1, 1, dtype=f), 1, 1, 1e-5),
+    a.plan(a.temporal_attention_kernel, dict.fromkeys("qkv", o), {"out": o}, 1, a._config(o, 1, "", 80), False),
+    a.plan(a.temporal_attention_backward_kernel, dict.fromkeys(("grad", *"qkv"), o),
+           dict.fromkeys(("dq", "dk", "dv"), o), 1, a._config(o, 1, "_backward", 80), False),
+    m.plan(e(1, 1, 1), e(1, 1, 1), e(1, 1), e(1, 1, 1), e(1), e(1, 1, 1), 1, 1e-5, capability=80),
+    u.plan(*[e(1, 1, 1, 1, 1)] * 3, e(), e(6), long, e(1, 1), *[e(1, 1, 1, 1, 1)] * 2, 80),
+    *(s.plan(one, o, 80) for one in (*scan, bare)),
+    *(s.plan_backward(one, o, slopes, 80)[0] for one in scan),
+    s.plan_backward(bare, o, {**slopes, "dz": None}, 80)[0],
 ]
 for launch in planned:
     compile_for(build(launch), 80)
