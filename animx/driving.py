@@ -253,15 +253,16 @@ def driving_pictures(
 
 
 def _source_of(poses: PoseSequence, folder: Path) -> Path | None:
-    """The clip that poses were extracted from, by name and hash."""
+    """The clip that poses were extracted from, by name and hash; a pose file they were read from is none."""
     from animx.image import file_sha256
+    from animx.pose.formats import is_pose_file
 
     name, wanted = str(poses.source.get("name", "")), poses.source.get("hash")
     if not name or not wanted:
         return None
     for path in (folder / Path(name).name, Path(name)):
         if path.is_file() and file_sha256(path) == wanted:
-            return path
+            return None if is_pose_file(path) else path
     return None
 
 
