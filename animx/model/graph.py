@@ -106,7 +106,7 @@ class Recorded:
         own_conditions, own_times = _copied(conditions), replace(
             times, shifts=times.shifts.clone(), position=times.position.clone()
         )  # fmt: skip
-        with torch.cuda.device_of(own_x):  # streams and graphs belong to the current device; the CPU changes nothing
+        with torch.cuda.device_of(own_x):  # type: ignore[no-untyped-call]  # streams belong to the current device
             replay, out = self.record(lambda: self.network(own_x, own_t, own_conditions, own_times))
         replay()  # recording alone computes nothing
         log.info("a step of %d windows of %d frames is recorded", x.shape[0], x.shape[2])
