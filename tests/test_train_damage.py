@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
+import signal
+import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +19,14 @@ torch = pytest.importorskip("torch", reason="needs the 'model' extra")
 pytest.importorskip("diffusers", reason="needs the 'model' extra")
 torch.set_num_threads(1)
 
-from training import LEAN, tiny_config, tiny_run  # noqa: E402
+from training import LEAN, RandomClips, tiny_config, tiny_run  # noqa: E402
 
-from animx.errors import InputError, UsageError  # noqa: E402
+from animx.errors import BatchError, InputError, UsageError  # noqa: E402
 from animx.model.config import UNetConfig  # noqa: E402
 from animx_trainer import checkpointing  # noqa: E402
 from animx_trainer.config import LogConfig, ModelConfig  # noqa: E402
 from animx_trainer.journal import LOG, read_log  # noqa: E402
+from animx_trainer.loader import batches  # noqa: E402
 from animx_trainer.loop import CHECKPOINTS, resume, save, train  # noqa: E402
 
 SHORT = tiny_config(
@@ -109,6 +115,24 @@ def test_a_refused_resume_touches_nothing_and_another_network_s_model_is_not_exp
     other = ("train", "smoke", "-o", run, *SMOKE, "--set", "seed=5", "--export", tmp_path / "model")
     refused(animx(*other), 2, "another seed", "config.yaml")  # its encoders, drawn from the seed, would be others
     assert not (tmp_path / "model").exists()
+
+
+def test_workers_are_deaf_to_a_stop_and_a_death_is_told_when_the_next_step_is_asked_for() -> None:
+    others = set(multiprocessing.active_children())
+    loader = batches(RandomClips(), seed=0, batch=1, workers=1)
+    next(loader)
+    next(loader)
+    (worker,) = set(multiprocessing.active_children()) - others
+    assert worker.pid is not None
+    for number in (signal.SIGTERM, signal.SIGINT):  # as a scheduler or a terminal sends them, to every process of a run
+        os.kill(worker.pid, number)
+    for _ in range(6):
+        next(loader)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join(5)
+    time.sleep(0.05)  # an exception from a signal handler would come here
+    with pytest.raises(BatchError, match=r"loader worker died at step \d+"):
+        list(islice(loader, 6))  # what it had made before is good
 
 
 @pytest.mark.parametrize(

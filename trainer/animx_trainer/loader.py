@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import mmap
 import multiprocessing
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -169,7 +171,7 @@ def _stream(steps: _Steps, start: int, workers: int) -> Iterator[list[Sample]]:
     yield first
     steps.ring = Ring(workers, max(1, described(first)[2])) if FORK else None
     del first
-    step, made = start + 1, iter(_loaded(steps, start + 1, workers))
+    step, made = start + 1, _started(_loaded(steps, start + 1, workers))
     while True:
         try:
             item = next(made)
@@ -209,12 +211,24 @@ def _loaded(steps: _Steps, start: int, workers: int) -> Any:
     )
 
 
+def _started(loader: Any) -> Iterator[Any]:
+    """Start the workers, but not torch's handler that raises wherever this process happens to be when one dies.
+
+    In the middle of an optimiser's step or of a checkpoint nobody expects it; asking for the next item tells it too.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    made: Iterator[Any] = iter(loader)
+    with suppress(ValueError):  # not the main thread, where torch set none either
+        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+    return made
+
+
 def _as_it_is(item: Any) -> Any:
     return item
 
 
 def _begin(worker: int) -> None:
-    """One thread each: the processes are the parallelism."""
+    """One thread each: the processes are the parallelism.  Whoever stops the run stops its workers: they are deaf."""
     import cv2
     import torch
     from torch.utils.data import get_worker_info
@@ -222,5 +236,7 @@ def _begin(worker: int) -> None:
     here: Any = get_worker_info()
     here.dataset.worker = worker
 
+    for number in (signal.SIGINT, signal.SIGTERM):  # schedulers and terminals signal all processes of a run at once
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
