@@ -94,9 +94,9 @@ class UNetConfig:
             raise UsageError(f"alpha: {self.alpha} is outside 0..1")
         if self.scan not in ("animx", "mamba-ssm"):
             raise UsageError(f"scan: unknown '{self.scan}'. Known: animx, mamba-ssm")
-        for name in POSITIVE:
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}: {getattr(self, name)} is less than 1")
+        for size in POSITIVE:
+            if getattr(self, size) < 1:
+                raise UsageError(f"{size}: {getattr(self, size)} is less than 1")
         if self.context_dim % self.keypoint_heads:
             raise UsageError(f"keypoint_heads: {self.keypoint_heads} do not divide context_dim {self.context_dim}")
         if min(self.multipliers, default=1) < 1:
