@@ -100,6 +100,8 @@ class AnimateXEngine:
         given = EngineOptions.of(options)
         known = {name: value for name, value in asdict(given).items() if value is not None and name not in UNRECORDED}
         known["model"] = Path(given.model).name
+        if given.stack == "auto":
+            del known["stack"]  # the recipe holds what the device made of it
         return {"options": known, "weights": model_hash(find_model(given.model))}
 
     def plan(self, job: RenderJob) -> Plan:
