@@ -25,7 +25,7 @@ from animx.errors import InputError, NoFigureError, OutOfMemoryError, OutputErro
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("numpy", "cv2", "av", "yaml", "PIL", "scipy", "skimage", "numba", "mediapipe", "onnxruntime", "torch", "rich")
-LATER = ("train", "eval", "a2bench", "study", "data")
+LATER = ("eval", "a2bench", "study")
 
 
 def modules_after(code: str) -> set[str]:
