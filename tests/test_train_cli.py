@@ -164,6 +164,8 @@ def test_refusals_name_what_and_the_mend(tmp_path: Path) -> None:
             "--device", "gpu"), 2, "--device")  # fmt: skip
     refused(_train(tmp_path / "a", "--set", "model.encoders=nowhere"), 6, "nowhere")
     refused(_train(tmp_path / "a", "--set", "model.unet.context_dim=48"), 2, "context_dim")
+    refused(_train(tmp_path / "a", "-y", "--set", "model.unet.in_channels=3"), 2, "4 channels", "in_channels=4")
+    refused(_train(tmp_path / "a", "-y", "--set", "optimizer.lr=1e300"), 3, "larger than 1")
     file = tmp_path / "file"
     file.touch()
     refused(_train(file), 2, "is a file")

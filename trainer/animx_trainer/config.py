@@ -63,9 +63,9 @@ class LossConfig:
 class OptimizerConfig:
     """AdamW on float32 master weights."""
 
-    lr: Annotated[float, Range(0, above=True)] = 5e-5
+    lr: Annotated[float, Range(0, 1, above=True)] = 5e-5
     """Learning rate of everything but the implicit pose indicator."""
-    lr_ipi: Annotated[float, Range(0)] | None = 5e-7
+    lr_ipi: Annotated[float, Range(0, 1)] | None = 5e-7
     """Learning rate of the implicit pose indicator (keypoint encoder, resampler, pose tokens); null = `lr`."""
     weight_decay: Annotated[float, Range(0, 1)] = 0.01
     """Decay of weights; norms, biases and tables have none."""

@@ -93,6 +93,12 @@ class Encoders:
                 f"model.encoders: its text states are {width} wide, the network's context is {context}. "
                 "Set model.unet.context_dim, or use other encoders"
             )
+        if self.components is not None and self.components.vae.config.latent_channels != channels:
+            own = self.components.vae.config.latent_channels
+            raise UsageError(
+                f"model.encoders: its VAE gives {own} channels, the network takes {channels}. "
+                f"Set model.unet.in_channels={own}, or use other encoders"
+            )
         if batch.clip.ndim == 3 and batch.clip.shape[-1] != context:
             raise InputError(f"data: CLIP vectors are {batch.clip.shape[-1]} wide, the network's context is {context}")
         if batch.latents is not None and batch.latents.shape[2] != channels:
