@@ -144,6 +144,7 @@ class AnimateXEngine:
         """
         import torch
 
+        from animx.diffusion.halving import changeable
         from animx.diffusion.ranks import device_of_rank, join
         from animx.weights import find_model, model_hash
 
@@ -160,7 +161,7 @@ class AnimateXEngine:
         if job.folder is not None and ranks.is_first:
             store = ChunkStore(job.folder, _job_plan(job, run, weights), resume=options.resume)
             if not store.remembered():
-                store.remember(_changeable(run.settings))
+                store.remember(changeable(run.settings))
         run = _reduced(run, ranks.from_first_object(store.remembered() if store is not None else {}))
         try:
             key = (weights, run.device, run.dtype, run.tier.offload, run.options.image_encoder)
@@ -188,7 +189,7 @@ class AnimateXEngine:
         """Frames on the job's canvas; halves what does not fit until the first one is there."""
         import torch
 
-        from animx.diffusion.halving import sizes
+        from animx.diffusion.halving import changeable, sizes
         from animx.diffusion.render import Drift, Hooks
 
         hooks = Hooks(
@@ -217,7 +218,7 @@ class AnimateXEngine:
                 log.warning("%s with %s; trying %s", _where(run, error), sizes(run.settings), sizes(smaller))
                 run = replace(run, settings=smaller)
             if store is not None:
-                store.remember(_changeable(run.settings))
+                store.remember(changeable(run.settings))
             if run.device.startswith("cuda"):
                 torch.cuda.empty_cache()
         _say_drift(job, drift)
@@ -417,12 +418,6 @@ def _say_drift(job: RenderJob, drift: Drift) -> None:
 
 
 # ---- when memory runs out ----
-
-
-def _changeable(settings: Settings) -> dict[str, int]:
-    from animx.diffusion.halving import CHANGEABLE
-
-    return {name: getattr(settings, name) for name in CHANGEABLE}
 
 
 def _reduced(run: _Run, found: Mapping[str, Any]) -> _Run:
