@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="needs the 'model' extra")
 import kernel_gates as gates  # noqa: E402
 from kernel_gates import TYPES  # noqa: E402
 
-from animx_kernels import dispatch  # noqa: E402
+from animx_kernels import dispatch, tuning  # noqa: E402
 from animx_kernels.add_layer_norm import add_layer_norm  # noqa: E402
 from animx_kernels.dispatch import OPS, Case, load_ops  # noqa: E402
 from animx_kernels.geglu import geglu, geglu_linear  # noqa: E402
@@ -208,7 +208,7 @@ def test_shapes_that_do_not_fit_are_refused_with_the_shapes(call: Any) -> None:
 
 
 def test_the_table_of_block_sizes_names_operators_cards_and_where_its_numbers_come_from() -> None:
-    for name, cards in dispatch._table().items():
+    for name, cards in tuning.shipped().items():
         assert name in OPS
         assert set(cards) <= {"any", "sm_80", "sm_89", "sm_90"}
         assert cards["any"]["default"]["origin"] in ("predicted", "measured")

@@ -42,12 +42,19 @@ def _end(found: dict[str, Any]) -> str:
 
 @o.command(
     "ops",
-    examples=("animx bench ops", "animx bench ops --op motion_attention --providers torch,animx --json"),
+    examples=(
+        "animx bench ops",
+        "animx bench ops --op motion_attention --providers torch,animx --json",
+        "animx bench ops --tune --op geglu_linear --device cuda",
+    ),
 )
 @click.option("--op", "ops", multiple=True, metavar="NAME", help="Operator; repeatable.  [all]")
 @click.option("--providers", metavar="LIST", help="Of reference,torch,compile,animx,library.  [all but compile]")
 @click.option("--shapes", metavar="LIST", help="Of small,claims,official.  [small,claims; on cuda: official]")
 @click.option("--check", is_flag=True, help="Check the results only; time nothing.")
+@click.option("--tune", is_flag=True, help="Search for the fastest right launch configurations; needs CUDA.")
+@click.option("--out", "target", metavar="FILE",
+              help="Table that --tune writes.  [$ANIMX_TUNING, else ~/.config/animx/tuning.json]")  # fmt: skip
 @click.option("--seconds", type=float, default=0.5, metavar="S", help="Measured time per operator and shape.  [0.5]")
 @DEVICE
 @DTYPE
@@ -57,6 +64,8 @@ def ops(
     providers: str | None,
     shapes: str | None,
     check: bool,
+    tune: bool,
+    target: str | None,
     seconds: float,
     device: str | None,
     dtype: str | None,
@@ -65,8 +74,15 @@ def ops(
 
     Each result is compared with float64 first, in memory that was full of NaN before; where animx's own is wrong, the
     command ends with exit 1 and no speed is shown. Ratios say how many times the operator's time another way takes.
+
+    With --tune, block sizes, warps and stages are searched instead; the best that are right go into a table that every
+    later render reads over the shipped one.
     """
+    _tune_alone(tune, check, providers, target)
     where = _place(device, dtype, "bench ops")
+    if tune:
+        _tune(out, ops, _words(shapes or "official"), target, seconds, where)
+        return
     from animx.measuring.ops import bench_ops
 
     usual = "official" if where["device"].startswith("cuda") else "small,claims"
@@ -90,6 +106,37 @@ def ops(
     if found["ceilings"]:
         top = found["ceilings"]
         lines.append(f"this machine, now: copies {top['copy_gb_s']:g} GB/s, products {top['matmul_tflop_s']:g} TFLOP/s")
+    out.result(found, [*lines, _end(found)])
+
+
+def _tune_alone(tune: bool, check: bool, providers: str | None, target: str | None) -> None:
+    from animx.errors import UsageError
+
+    if target is not None and not tune:
+        raise UsageError("--out: only --tune writes a table. Add --tune, or use --json for results")
+    if tune and (check or providers is not None):
+        raise UsageError(f"--tune: {'--check' if check else '--providers'} does not go with it; it checks animx's own")
+
+
+def _tune(
+    out: Output, ops: tuple[str, ...], shapes: list[str], target: str | None, seconds: float, where: dict[str, str]
+) -> None:
+    from animx.measuring.tune import bench_tune
+
+    file = None if target is None else Path(target)
+    found = bench_tune(ops or ("all",), shapes, device=where["device"], dtype=where["dtype"], seconds=seconds, out=file)
+    lines = [f"{'operator, card and shape':<44} {'before':>9} {'ms':>9}  tried  right  configuration"]
+    for row in found["rows"]:
+        before = "wrong" if row["before_ms"] is None else f"{row['before_ms']:.3g}"
+        name, entries = (
+            f"{row['op']} {row['card']} {row['key']}",
+            ", ".join(f"{k} {v}" for k, v in row["config"].items()),
+        )
+        right = row["tried"] - sum(row["dropped"].values())
+        lines.append(f"{name:<44} {before:>9} {row['ms']:>9.3g} {row['tried']:>6} {right:>6}  {entries}")
+    lines.append(f"written: {found['file']}")
+    if not found["read"]:
+        lines.append(f"to use it: export ANIMX_TUNING={Path(found['file']).absolute()}")
     out.result(found, [*lines, _end(found)])
 
 

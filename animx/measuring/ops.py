@@ -80,8 +80,8 @@ def bench_ops(
     """
     ops = load_ops()
     chosen = list(ops) if "all" in names else list(names)
-    _known("--op", chosen, ops)
-    _known("--providers", providers, PROVIDERS)
+    known("--op", chosen, ops)
+    known("--providers", providers, PROVIDERS)
     place, kind = torch.device(device), getattr(torch, dtype)
     rows, ratios = [], {}
     with torch.no_grad():
@@ -103,11 +103,12 @@ def bench_ops(
     }
 
 
-def _known(option: str, given: Iterable[str], known: Iterable[str]) -> None:
-    known = list(known)
+def known(option: str, given: Iterable[str], words: Iterable[str]) -> None:
+    """Refuse (`UsageError`, with the nearest) what of `given` is not one of `words`."""
+    words = list(words)
     for one in given:
-        if one not in known:
-            raise UsageError(f"{option} {one}: unknown.{nearest(one, known)} Known: {', '.join(known)}")
+        if one not in words:
+            raise UsageError(f"{option} {one}: unknown.{nearest(one, words)} Known: {', '.join(words)}")
 
 
 def subjects(op: Op, shapes: Sequence[str], device: torch.device, dtype: torch.dtype) -> Iterator[Subject]:
@@ -198,14 +199,14 @@ def _row(
 ) -> Row:  # fmt: skip
     op, inputs = subject.op, subject.inputs
     calls, missing = _calls(subject, providers, device)
-    wide = Inputs(*_widened(inputs))
-    truth = op.compared(_several(op.reference(*wide.args, **wide.kwargs)))
+    wide = widened(inputs)
+    truth = op.compared(several(op.reference(*wide.args, **wide.kwargs)))
     allowed = op.tolerance[dtype]
     errors = {}
     for name, call in list(calls.items()):
         try:
-            with _poisoned():
-                found = op.compared(_several(call()))
+            with poisoned():
+                found = op.compared(several(call()))
         except Exception as problem:
             if name == "animx":
                 raise
@@ -283,19 +284,22 @@ def _library(name: str, device: torch.device) -> str:
     return "use the network's field scan=mamba-ssm: animx bench unet"
 
 
-def _widened(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def widened(inputs: Inputs) -> Inputs:
+    """The same arguments with every floating-point tensor in float64."""
+
     def widen(value: Any) -> Any:
         return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    return tuple(map(widen, inputs.args)), {name: widen(value) for name, value in inputs.kwargs.items()}
+    return Inputs(tuple(map(widen, inputs.args)), {name: widen(value) for name, value in inputs.kwargs.items()})
 
 
-def _several(found: Any) -> tuple[Tensor, ...]:
+def several(found: Any) -> tuple[Tensor, ...]:
+    """One result or several, as several."""
     return tuple(found) if isinstance(found, tuple | list) else (found,)
 
 
 @contextlib.contextmanager
-def _poisoned() -> Iterator[None]:
+def poisoned() -> Iterator[None]:
     """Within, memory of new tensors is full of NaN until it is written."""
     memory: Any = torch.utils.deterministic
     fill, strict = memory.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()

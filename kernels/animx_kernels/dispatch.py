@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import logging
 import os
 import sys
@@ -18,11 +17,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
+
+from animx_kernels.tuning import looked_up
 
 log = logging.getLogger("animx.kernels")
 
@@ -239,26 +239,38 @@ def card(device: torch.device) -> int:
     return _capability(torch.cuda.current_device() if device.index is None else device.index)
 
 
-@cache
-def _table() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    text = files("animx_kernels").joinpath("tuning.json").read_text(encoding="utf-8")
-    return cast(dict[str, dict[str, dict[str, dict[str, Any]]]], json.loads(text)["ops"])
+class LookUp(NamedTuple):
+    """One question to the tables."""
+
+    op: str
+    key: str
+    capability: int
 
 
 _overrides: dict[str, dict[str, Any]] = {}
+_watchers: list[set[LookUp]] = []
 
 
 def tuned(op: str, key: str, capability: int = 90) -> dict[str, Any]:
-    """The launch configuration of `op` for shape `key` on a card: the table `tuning.json`, from general to special.
+    """The launch configuration of `op` for shape `key` on a card: the tables of `tuning.py`, from general to special.
 
-    Later ones win, entry by entry: `any/default`, `any/<key>`, `sm_<card>/default`, `sm_<card>/<key>`, `configured()`.
+    Later ones win, entry by entry: `any/default`, `any/<key>`, `sm_<card>/default`, `sm_<card>/<key>`, the same of the
+    user's table, `configured()`.
     """
-    table = _table().get(op, {})
-    found: dict[str, Any] = {}
-    for row in ("any", f"sm_{capability}"):
-        for column in ("default", key):
-            found.update(table.get(row, {}).get(column, {}))
-    return {**found, **_overrides.get(op, {})}
+    for seen in _watchers:
+        seen.add(LookUp(op, key, capability))
+    return {**looked_up(op, key, capability), **_overrides.get(op, {})}
+
+
+@contextmanager
+def watched() -> Iterator[set[LookUp]]:
+    """Within: what `tuned` is asked for, so that a search knows which entries decide a call."""
+    seen: set[LookUp] = set()
+    _watchers.append(seen)
+    try:
+        yield seen
+    finally:
+        _watchers[:] = [one for one in _watchers if one is not seen]
 
 
 @contextmanager
