@@ -12,11 +12,12 @@ DEMO_CHARACTER ?= examples/characters/bottle.png
 DEMO_VIDEO ?= out/demo.mp4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install install-dev test lint format clean
+.PHONY: help demo install install-dev test test-long lint format clean
 
 help:
 	@echo "make demo    install what the main job needs into $(VENV) and animate an example character"
 	@echo "make test    install the rest, then lint, types and all tests (also the slow ones)"
+	@echo "make test-long  the same with the tests that take minutes each"
 	@echo "make lint    ruff and mypy only"
 	@echo "make format  rewrite the code in the project's format"
 	@echo "make clean   remove what was built ($(VENV) stays; remove it by hand)"
@@ -71,6 +72,10 @@ lint: $(VENV)/.dev
 test: lint
 	@echo "== pytest, $(WORKERS) files at a time"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-long: lint
+	@echo "== pytest, also what takes minutes"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --long -n $(WORKERS) --dist loadfile
 
 format: $(VENV)/.dev
 	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format .

@@ -94,7 +94,7 @@ def test_puppet_is_set_against_a_plain_remap() -> None:
     assert found["checks"]["marker_error"] <= 0.003
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_chain_costs_at_most_1_6_times_extraction_and_encoding(root: Path) -> None:
     pytest.importorskip("mediapipe", reason="needs the 'offline' extra")
     examples = root / "examples"

@@ -176,7 +176,7 @@ def test_a_cuda_graph_of_the_fused_network_gives_its_bytes() -> None:
             assert torch.equal(recorded(x, step, row, times), network(x, step, row, times))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_parts_give_the_same_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
 

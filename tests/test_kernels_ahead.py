@@ -115,6 +115,7 @@ for launch in planned:
 """
 
 
+@pytest.mark.long
 def test_sizes_of_one_are_compiled_in_and_still_compile(root: Path, request: pytest.FixtureRequest) -> None:
     """The launcher makes constants of arguments that are 1; a body must not treat them as run-time numbers."""
     cache = request.config.cache

@@ -264,7 +264,7 @@ print(count, loaded, memory("VmHWM"), poses.keypoints.nbytes + poses.scores.nbyt
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_a_ten_times_longer_clip_needs_no_more_memory(tiny_release: Path, tmp_path: Path) -> None:
     def run(frames: int) -> tuple[int, int, int]:

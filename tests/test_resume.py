@@ -139,7 +139,7 @@ def test_a_killed_render_resumed_gives_the_same_bytes(server: Server, stage: Sta
     check_kills(server, stage, tmp_path, 3, seed=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_25_random_kills_change_no_byte(server: Server, stage: Stage, tmp_path: Path) -> None:
     check_kills(server, stage, tmp_path, 25, seed=2)
 

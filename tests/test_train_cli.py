@@ -181,7 +181,7 @@ def test_the_dry_run_says_what_the_full_size_takes_and_writes_nothing(tmp_path: 
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_anywhere_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
     """SIGKILL after a random time, once more after another, then to the end: all state equals an untouched run's."""
     assert _train(tmp_path / "whole", "--steps", 7).code == 0

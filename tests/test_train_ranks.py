@@ -102,6 +102,7 @@ def test_two_processes_have_the_gradient_of_one_with_the_doubled_batch(
     assert _apart(_named_gradients(alone), theirs) < limit
 
 
+@pytest.mark.long
 def test_shards_train_and_save_what_one_process_does_and_load_in_any_number(tmp_path: Path) -> None:
     config = replace(CONFIG, parallel="fsdp")
 

@@ -247,6 +247,7 @@ def test_one_clip_with_eight_fixed_draws_is_learned_to_a_twentieth() -> None:
     assert losses[-1] < 0.05 * losses[0]
 
 
+@pytest.mark.long
 def test_one_clip_with_fresh_draws_is_learned_to_a_fifth() -> None:
     # The motion attention is left out to save time: there is nothing for it to tell clips apart by.
     losses, _ = _learn(lambda step: step, 150, motion="none", conditions=("image", "local_image"))

@@ -49,7 +49,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_release(tmp_path_factory.mktemp("large") / "model", sizes=sizes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_converting_needs_little_more_memory_than_the_files_are_long(
     tiny_release: Path, large: Path, tmp_path: Path, dtype: str
