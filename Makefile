@@ -1,4 +1,4 @@
-# The two commands of the README: `make demo` shows the main job, `make test` checks everything.  Both may be run again at
+# The two commands of the README: `make demo` shows the main job, `make test` checks it.  Both may be run again at
 # any time; what is already installed is not installed again.  PYTHON=python3.12 and VENV=/path choose interpreter and place.
 
 PYTHON ?= python3
@@ -16,7 +16,7 @@ DEMO_VIDEO ?= out/demo.mp4
 
 help:
 	@echo "make demo    install what the main job needs into $(VENV) and animate an example character"
-	@echo "make test    install the rest, then lint, types and all tests (also the slow ones)"
+	@echo "make test    install the rest, then lint, types and tests"
 	@echo "make test-long  the same with the tests that take minutes each"
 	@echo "make lint    ruff and mypy only"
 	@echo "make format  rewrite the code in the project's format"
