@@ -242,6 +242,40 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str | Path, *, error:
     return typing.cast("T", _Builder(str(where), error).dataclass(cls, mapping, ()))
 
 
+def build_with(cls: type[T], mapping: Mapping[str, Any], where: str | Path, sets: Iterable[str]) -> T:
+    """`build` of a file's `mapping` with the texts `sets` of `--set` laid over it.
+
+    What the file does wrong is an `InputError` with `where` and its line; what a `--set` does wrong is a `UsageError`
+    that begins with `--set KEY=VALUE`: the text without which, or up to which, the rest could be built.
+    """
+    given = list(sets)
+    try:
+        return build(cls, apply_overrides(mapping, given), where)
+    except InputError:
+        for number, text in enumerate(given):
+            if _is_good(cls, mapping, [*given[:number], *given[number + 1 :]]):
+                build(cls, _plain(apply_overrides(mapping, given)), f"--set {text}", error=UsageError)
+        for count, text in enumerate(given):
+            if _is_good(cls, mapping, given[:count]):
+                build(cls, _plain(apply_overrides(mapping, given[: count + 1])), f"--set {text}", error=UsageError)
+        raise
+
+
+def _is_good(cls: type[T], mapping: Mapping[str, Any], sets: Iterable[str]) -> bool:
+    try:
+        build(cls, apply_overrides(mapping, sets), "")
+    except AnimxError:
+        return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    """The same without the lines of a file."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
+
+
 def as_mapping(config: Any) -> Any:
     """A config as plain YAML/JSON values, all fields, ready for `build` again."""
     if is_dataclass(config) and not isinstance(config, type):

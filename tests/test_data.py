@@ -257,6 +257,28 @@ def test_a_corrupt_shard_is_named_before_training_begins(copy: Path, damage: str
     assert ("dataset.json" if damage in ("table", "count") else "clips-00001") in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "says"),
+    [([20, 12], "2 entries for 7"), (7, "no list"), (["a"] * 7, "no list"), ([20.5] * 7, "no list"),
+     ([True] * 7, "no list"), ([20, 12, 30, 9, 25, 16, 0], "no list"), ([20, 12, 30, 9, 25, 16, 800], "more frames"),
+     ([20, 12, 30, 9, 25, 16, 7], "adds up to 119, but frames says 120"), (None, "no list")],
+)  # fmt: skip
+def test_a_table_of_lengths_that_cannot_be_is_refused(copy: Path, lengths: object, says: str) -> None:
+    table = copy / "dataset.json"
+    about = json.loads(table.read_text())
+    table.write_text(json.dumps({**about, "frames": 120, "frames_of_clips": lengths}))
+    with pytest.raises(InputError, match=rf"dataset\.json: frames_of_clips .*{says}.*again"):
+        source(copy)
+
+
+def test_a_clip_shorter_than_the_table_says_is_named_when_it_is_met(copy: Path) -> None:
+    table = copy / "dataset.json"
+    about = json.loads(table.read_text())
+    table.write_text(json.dumps({**about, "frames_of_clips": [20, 12, 30, 9, 25, 16, 9]}))
+    with pytest.raises(InputError, match=r"clip-006: 8 frames, but dataset\.json says more"):
+        source(copy, 9).sample(6, 0)
+
+
 def test_one_flipped_bit_is_found_where_it_is(copy: Path) -> None:
     tar = copy / "clips-00000.tar"
     data = bytearray(tar.read_bytes())

@@ -335,6 +335,16 @@ def test_no_clip_left_names_the_reasons_and_the_report(videos: Path, tmp_path: P
     assert json.loads((tmp_path / "set" / "report.json").read_text())["clips"] == 0
 
 
+def test_a_clip_cut_short_gets_a_mend_that_can_be_followed(tmp_path: Path) -> None:
+    cut = block_video(tmp_path / "cut.mkv", [(60, {})])
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    with pytest.raises(NoFigureError, match="cannot be used"):
+        prepare.prepare([cut], tmp_path / "set", OPTIONS)
+    (row,) = json.loads((tmp_path / "set" / "report.json").read_text())["per_video"]
+    assert "ffmpeg -i IN -t " in row["error"]
+    assert "--" not in row["error"]
+
+
 def test_the_same_video_under_two_names_is_used_once(videos: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

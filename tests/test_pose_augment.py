@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from functools import cache
 from pathlib import Path
@@ -282,7 +284,7 @@ def test_every_shipped_preset_is_parsed_and_drawn_from(name: str) -> None:
      (["rescales=[]"], "no operation is left"), (["rescales=[{drop: [arms]}]"], "Name each operation")],
 )  # fmt: skip
 def test_a_wrong_field_is_named_with_the_nearest(sets: list[str], says: str) -> None:
-    with pytest.raises(InputError, match="epi") as refused:
+    with pytest.raises(UsageError, match=f"^--set {re.escape(sets[0])}: ") as refused:
         load_epi("epi", sets)
     assert says in str(refused.value)
 
@@ -376,6 +378,30 @@ def test_pool_and_preview_on_the_command_line(tmp_path: Path, capsys: pytest.Cap
     assert run(call) == 0
     assert sheet.stat().st_size > 1000
     assert run(call) == 2  # it exists
-    assert run([*call[:-1], "probability=2", "-y"]) == 3
+    assert run([*call[:-1], "probability=2", "-y"]) == 2
     assert run(["data", "pool", str(tmp_path), "-o", str(tmp_path / "a.npz"), "-y"]) == 2  # its own input
-    assert "probability: 2 is larger than 1" in capsys.readouterr().err
+    assert "--set probability=2: probability: 2 is larger than 1" in capsys.readouterr().err
+
+
+def test_a_bad_pose_file_is_named_and_skipped_as_if_it_were_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from animx.cli import run
+
+    poses = tmp_path / "poses"
+    poses.mkdir()
+    for name in ("a", "c"):
+        write_poses(dancing(8, seed=len(name)), poses / f"{name}.npz")
+    without, _ = build_pool([poses], 6, seed=2)
+    (poses / "b.npz").write_bytes((poses / "a.npz").read_bytes()[:200])
+    call = ["data", "pool", str(poses), "-o", str(tmp_path / "pool.npz"), "--count", "6", "--seed", "2"]
+    assert run([*call, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["anchors"], told["skipped"]) == (6, 1)
+    assert [row["error"] for row in told["files"]] == [False, True, False]
+    assert any("b.npz" in one and "skipped" in one for one in told["warnings"])
+    assert load_pool(tmp_path / "pool.npz").poses.keypoints.tobytes() == without.poses.keypoints.tobytes()
+    for name in ("a", "c"):
+        (poses / f"{name}.npz").unlink()
+    assert run([*call, "-y"]) == 3
+    assert "b.npz" in capsys.readouterr().err

@@ -56,6 +56,9 @@ def test_the_released_network_needs_29_gb_to_train() -> None:
     assert found.trained == 1_817_708_556 - 32_312
     assert found.training_bytes / 1e9 == pytest.approx(29.1, abs=0.05)
     assert found.per_process(8, "fsdp") == pytest.approx((29.08 + 7.27) / 8, abs=0.01)
+    paper = plan(load_config("paper"))
+    page = (Path(__file__).resolve().parents[1] / "docs" / "training.md").read_text()
+    assert f"({paper.training_bytes / 1e9:.1f} GB for `paper`, {found.training_bytes / 1e9:.1f} GB for" in page
     assert plan(replace(TrainConfig(), optimizer=replace(TrainConfig().optimizer, ema=0))).ema_bytes == 0
 
 
@@ -84,6 +87,30 @@ def test_a_wrong_config_is_refused_with_file_and_key(text: str, words: tuple[str
     assert "mine.yaml" in str(found.value)
     for word in words:
         assert word in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        (["optimizer.lr=-1"], "--set optimizer.lr=-1: optimizer.lr: -1 is not above 0"),
+        (["seed=3", "optimiser.lr=1", "steps=9"], "--set optimiser.lr=1: unknown key 'optimiser'. Did you mean"),
+        (["model.unet={widht: 64}"], "--set model.unet={widht: 64}: model.unet: unknown key 'widht'"),
+        (["seed=-1", "steps=0"], "--set seed=-1: seed: -1 is less than 0"),
+        (["batch=6", "accumulate=4"], "is not a multiple of accumulate 4"),
+    ],
+)
+def test_a_wrong_set_is_named_and_no_file_that_the_user_never_wrote(sets: list[str], says: str) -> None:
+    with pytest.raises(UsageError, match=r"^--set ") as found:
+        load_config("smoke", sets)
+    assert says in str(found.value)
+    assert "smoke" not in str(found.value)
+    assert "yaml" not in str(found.value)
+
+
+def test_a_wrong_file_is_still_named_beside_a_good_set(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("steps: 5\noptimizer: {lr: -1}\n")
+    with pytest.raises(InputError, match=r"mine\.yaml:2: optimizer\.lr"):
+        load_config(str(tmp_path / "mine.yaml"), ["seed=3"])
 
 
 def test_names_that_are_no_preset_get_the_nearest() -> None:

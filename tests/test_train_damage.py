@@ -117,6 +117,41 @@ def test_a_refused_resume_touches_nothing_and_another_network_s_model_is_not_exp
     assert not (tmp_path / "model").exists()
 
 
+def test_a_resume_in_a_folder_of_another_kind_is_refused_and_leaves_it_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mine: 1\n")
+    (tmp_path / "thesis.txt").touch()
+    refused(animx("train", "smoke", "-o", tmp_path, *SMOKE, "--resume"), 2, "no run", "-o", "empty")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "thesis.txt"]
+    assert (tmp_path / "config.yaml").read_text() == "mine: 1\n"
+
+
+@pytest.mark.parametrize("wrong", ["model.unet.context_dim=48", "model.unet.in_channels=3"])
+def test_a_network_that_the_encoders_do_not_fit_is_refused_before_anything_is_written(
+    wrong: str, tmp_path: Path
+) -> None:
+    refused(animx("train", "smoke", "-o", tmp_path / "run", *SMOKE, "--set", wrong), 2, wrong.partition("=")[0])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_is_answered_at_once_and_what_is_left_is_said(number: int, code: int, tmp_path: Path) -> None:
+    from animx_trainer import loop
+
+    class Stopping(loop.Journal):
+        def scalars(self, step: int, values: Any) -> None:
+            super().scalars(step, values)
+            os.kill(os.getpid(), number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Journal", Stopping)
+        ran = animx("train", "smoke", "-o", tmp_path / "run", *SMOKE, "--steps", 3)
+    assert ran.code == code
+    assert "stopping: this step is finished" in ran.err
+    assert "after step 1; its checkpoint is written. Go on with --resume" in ran.err
+    assert "nothing partial" not in ran.err
+    assert _newest(tmp_path / "run").name == "step-00000001"
+
+
 def test_workers_are_deaf_to_a_stop_and_a_death_is_told_when_the_next_step_is_asked_for() -> None:
     others = set(multiprocessing.active_children())
     loader = batches(RandomClips(), seed=0, batch=1, workers=1)

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="needs the 'model' extra")
 pytest.importorskip("diffusers", reason="needs the 'model' extra")
 torch.set_num_threads(1)
 
-from training import UNET, awake, no_encoders, samples, tiny_config, tiny_run  # noqa: E402
+from training import UNET, awake, samples, tiny_config, tiny_run  # noqa: E402
 
 from animx.errors import InputError, UsageError  # noqa: E402
 from animx.model.checkpoint import released_names, to_ours  # noqa: E402
@@ -296,13 +296,13 @@ def test_a_bad_sample_is_named(change: Any, words: str) -> None:
     assert "bad.mp4" in str(found.value)
 
 
-def test_samples_of_another_width_than_the_network_are_refused() -> None:
-    config = tiny_config(model=ModelConfig(unet={**UNET, "context_dim": 32}, encoders="none"))
-    encoders = no_encoders()
-    run = tiny_run(config)
+def test_samples_and_encoders_of_another_width_than_the_network_are_refused() -> None:
     with pytest.raises(UsageError, match="context_dim"):
-        run.task.prepare(samples(run), 0)
-    assert encoders.components is None
+        tiny_run(tiny_config(model=ModelConfig(unet={**UNET, "context_dim": 32}, encoders="none")))
+    run = tiny_run()
+    wide = [replace(one, clip=np.tile(one.clip, (1, 2))) for one in samples(run)]
+    with pytest.raises(InputError, match="CLIP vectors are 32 wide"):
+        run.task.prepare(wide, 0)
 
 
 def test_every_epoch_shows_every_clip_once_in_another_order() -> None:

@@ -47,7 +47,7 @@ _NO_ARGUMENTS: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # click
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived; unwinds like KeyboardInterrupt, so that nothing partial is left."""
+    """SIGTERM arrived; unwinds like KeyboardInterrupt, so that nothing partial is left.  A text of its own is said."""
 
 
 class Group(click.Group):
@@ -180,9 +180,9 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, click.ClickException):
         return _usage(error), 2
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return "interrupted; nothing partial was left", EXIT_INTERRUPTED
+        return str(error) or "interrupted; nothing partial was left", EXIT_INTERRUPTED
     if isinstance(error, Terminated):
-        return "terminated; nothing partial was left", EXIT_TERMINATED
+        return str(error) or "terminated; nothing partial was left", EXIT_TERMINATED
     if isinstance(error, BrokenPipeError):
         return "", EXIT_CLOSED_PIPE
     if isinstance(error, MemoryError):

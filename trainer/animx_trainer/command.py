@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,11 +97,15 @@ def _train(out: Output, config: TrainConfig, folder: Path, resume: bool, device:
         out.say(f"animx: {run.report.line()}; {sum(p.numel() for p in run.parameters):,} parameters on {world.device}")
         if resume:
             out.say(f"animx: going on after step {done}" if done else "animx: no checkpoint yet; beginning anew")
-        with _stopping() as stop:
+        with _stopping(out) as stop:
             outcome = run_training(run, folder, should_stop=lambda: bool(stop), on_progress=out.progress())
         if not outcome.is_complete:
-            out.say(f"animx: stopped after step {outcome.step}, checkpoint written. Go on with --resume")
-            raise KeyboardInterrupt if stop == [signal.SIGINT] else Terminated
+            left = f"after step {outcome.step}; its checkpoint is written. Go on with --resume"
+            raise (
+                KeyboardInterrupt(f"interrupted {left}")
+                if stop == [signal.SIGINT]
+                else Terminated(f"terminated {left}")
+            )
         model = None
         newest = outcome.checkpoint or _newest(folder / CHECKPOINTS)
         if run.task.encoders.components is not None:
@@ -174,9 +178,22 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     held = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     if held and not resume and not overwrite:
         raise UsageError(f"{folder} exists. Go on with --resume, replace it with -y/--overwrite, or choose another -o")
+    if resume and any(not name.startswith(".animx-") for name in held) and not _holds_run(folder):
+        raise UsageError(
+            f"{folder} holds '{held[-1]}', but no run to go on with. Choose another name with -o; to begin anew "
+            "there, empty it first"
+        )
     foreign = [name for name in held if name not in OWN]
     if overwrite and foreign:
         raise UsageError(f"{folder} also holds '{foreign[0]}', which no run wrote. Choose another name with -o")
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether a run began in `folder`; one that was killed at once has written no more than its report."""
+    from animx_trainer.checkpointing import list_checkpoints
+    from animx_trainer.loop import CHECKPOINTS
+
+    return (folder / "initialise.json").is_file() or bool(list_checkpoints(folder / CHECKPOINTS))
 
 
 def _prepare_folder(folder: Path, config: TrainConfig, report: dict[str, Any], resume: bool, world: World) -> None:
@@ -197,21 +214,24 @@ def _prepare_folder(folder: Path, config: TrainConfig, report: dict[str, Any], r
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
         except OSError as error:
             raise output_error(folder, error) from error
-        with writing(folder / "config.yaml", overwrite=True) as temporary:
-            temporary.write_text(yaml.safe_dump(whole_config(config), sort_keys=False), encoding="utf-8")
+        # The report first: it marks the folder as a run's (see `_holds_run`).
         with writing(folder / "initialise.json", overwrite=True) as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        with writing(folder / "config.yaml", overwrite=True) as temporary:
+            temporary.write_text(yaml.safe_dump(whole_config(config), sort_keys=False), encoding="utf-8")
     world.barrier()
 
 
 @contextmanager
-def _stopping() -> Iterator[list[int]]:
-    """While inside, SIGTERM and SIGINT are noted in the list instead of ending the process."""
+def _stopping(out: Output) -> Iterator[list[int]]:
+    """While inside, SIGTERM and SIGINT are noted in the list, and told, instead of ending the process."""
     caught: list[int] = []
 
     def note(number: int, _frame: object) -> None:
         if not caught:
             caught.append(number)
+            with suppress(RuntimeError):  # the signal came amid another line
+                out.say("animx: stopping: this step is finished and a checkpoint written, please wait")
 
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}

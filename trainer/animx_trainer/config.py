@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from animx.config import FieldError, Range, apply_overrides, as_mapping, build, read_yaml
+from animx.config import FieldError, Range, as_mapping, build, build_with, read_yaml
 from animx.errors import InputError, UsageError, nearest
 from animx.model.config import UNetConfig, variant
 
@@ -187,10 +187,11 @@ def find_config(name: str) -> Path:
 def load_config(name: str, sets: Iterable[str] = ()) -> TrainConfig:
     """The config of a file or shipped preset, with `--set a.b=c` laid over it.
 
-    Unknown keys, wrong types and values out of range are an `InputError` with file, line and key.
+    Unknown keys, wrong types and values out of range are an `InputError` with file, line and key; those
+    of a `--set` a `UsageError` that names it.
     """
     path = find_config(name)
-    return build(TrainConfig, apply_overrides(read_yaml(path), sets), path)
+    return build_with(TrainConfig, read_yaml(path), path, sets)
 
 
 FREE = ("log", "steps", "data.workers", "data.path", "parallel", "accumulate", "activation_checkpointing")

@@ -29,7 +29,7 @@ from animx_trainer.config import DataConfig
 from animx_trainer.pool import PosePool, load_pool
 from animx_trainer.pose_augment import Choice, Epi, EpiConfig, load_epi
 from animx_trainer.sample import ClipSource, Sample, generator
-from animx_trainer.shards import Dataset, StoredClip, open_dataset
+from animx_trainer.shards import DATASET, Dataset, StoredClip, clip_lengths, open_dataset
 
 Floats = NDArray[np.float32]
 CLIP_SIZE = 224
@@ -89,6 +89,8 @@ class ClipData:
         """One sample of clip `index`; see `ClipSource`."""
         clip = self.dataset.clip(int(self._usable[index]))
         poses = self._poses(clip)
+        if poses.frames < self.frames:
+            raise InputError(f"{clip}: {poses.frames} frames, but {DATASET} says more. Prepare the data again")
         rows, reference, choice = self.plan(poses, seed)
         pictures = clip.pictures
         if len(pictures) != poses.frames:
@@ -274,9 +276,7 @@ def clip_source(
     if frames < 1:
         raise UsageError(f"{frames} frames: a sample has at least one")
     config: EpiConfig = load_epi(chosen.epi)
-    lengths = np.array([int(n) for n in dataset.about.get("frames_of_clips", [])], np.intp)
-    if len(lengths) != len(dataset):
-        lengths = np.array([dataset.clip(i).meta["frames"] for i in range(len(dataset))], np.intp)
+    lengths = np.array(clip_lengths(dataset), np.intp)
     usable = np.flatnonzero(lengths >= frames)
     if not len(usable):
         raise InputError(f"{path}: all {len(dataset)} clips are shorter than {frames} frames; the longest has "

@@ -165,11 +165,13 @@ def pool(
     canvas = Canvas(*size) if size else TRAINING
     made, report = build_pool(poses, count, seed, canvas, lambda done, total: shown("poses", done, total))
     write_poses(made.poses, output, overwrite=overwrite)
-    unused = [row["file"] for row in report if not row["usable"]]
-    for file in unused:
-        out.warn(f"{file}: no anchor in it: no frame shows an upright figure with a torso and most of its joints")
-    out.say(f"animx: wrote {output}: {len(made)} anchors from {len(report) - len(unused)} files")
-    out.wrote({"output": output, "anchors": len(made), "files": report}, [output])
+    unused = [row for row in report if not row["usable"]]
+    for row in unused:
+        out.warn(f"{row['file']}: {'skipped' if row['error'] else 'no anchor in it'}: {row['why']}")
+    skipped = sum(row["error"] for row in report)
+    told = f"; {skipped} {'file' if skipped == 1 else 'files'} skipped" if skipped else ""
+    out.say(f"animx: wrote {output}: {len(made)} anchors from {len(report) - len(unused)} files{told}")
+    out.wrote({"output": output, "anchors": len(made), "skipped": skipped, "files": report}, [output])
 
 
 @o.command(

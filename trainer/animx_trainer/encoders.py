@@ -85,8 +85,8 @@ class Encoders:
             parts = torch.split(latents.transpose(0, 1).to(self.device, vae.dtype), CHUNK)
             return torch.cat([decode(vae, part) for part in parts]).float()
 
-    def check(self, batch: Batch, context: int, channels: int) -> None:
-        """Refuse samples that do not fit the network: width of the CLIP vectors, channels of the latents."""
+    def check_network(self, context: int, channels: int) -> None:
+        """Refuse a network that these encoders do not fit, before anything is made: text width, latent channels."""
         width = self.prompt.shape[-1]
         if width != context:
             raise UsageError(
@@ -99,6 +99,9 @@ class Encoders:
                 f"model.encoders: its VAE gives {own} channels, the network takes {channels}. "
                 f"Set model.unet.in_channels={own}, or use other encoders"
             )
+
+    def check(self, batch: Batch, context: int, channels: int) -> None:
+        """Refuse samples that do not fit the network: width of the CLIP vectors, channels of the latents."""
         if batch.clip.ndim == 3 and batch.clip.shape[-1] != context:
             raise InputError(f"data: CLIP vectors are {batch.clip.shape[-1]} wide, the network's context is {context}")
         if batch.latents is not None and batch.latents.shape[2] != channels:

@@ -91,6 +91,7 @@ def make_run(
         )
     dtype = DTYPES[config.precision]
     frozen = encoders if encoders is not None else find_encoders(config.model.encoders, config.seed)[0]
+    frozen.check_network(config.unet().context_dim, config.unet().in_channels)
     unet = build_unet(config.unet(), config.seed, frozen.prompt)
     report = initialise(unet, config.model.initialise)
     denoiser = Denoiser(unet, checkpointing=config.activation_checkpointing).to(here.device, dtype).train()

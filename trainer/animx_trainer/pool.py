@@ -140,10 +140,12 @@ def build_pool(
     canvas: Canvas = TRAINING,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[PosePool, list[dict[str, Any]]]:
-    """At most `count` anchors out of pose files, and what became of each file (`file`, `usable`, `taken`, `why`).
+    """At most `count` anchors out of pose files, and what became of each file (`file`, `usable`, `taken`, `error`,
+    `why`).
 
     Every file and person in turn gives one frame, drawn by the seed, until there are enough: files with long clips do
-    not rule.  A file that cannot be read is an `InputError`; no usable figure in any file is a `NoFigureError`.
+    not rule.  A file that cannot be read is left out, as if it were not there: its row has `error` true.  Nothing but
+    such files, or no figure in the others, is an `InputError`; no usable figure in good files is a `NoFigureError`.
     """
     from animx.pose.formats import read_poses
 
@@ -154,7 +156,12 @@ def build_pool(
     tracks: list[tuple[int, NDArray[np.float32], NDArray[np.float32]]] = []  # (file, points, scores) of usable frames
     rng = np.random.default_rng(seed)
     for number, file in enumerate(files):
-        poses = read_poses(file)
+        on_progress(number, len(files))
+        try:
+            poses = read_poses(file)
+        except InputError as error:
+            report.append({"file": str(file), "usable": 0, "taken": 0, "error": True, "why": str(error)})
+            continue
         usable = 0
         there = poses.on(canvas, place(poses.canvas, canvas, "contain"))
         for person in range(poses.persons):
@@ -163,8 +170,9 @@ def build_pool(
             if len(rows):
                 tracks.append((number, there.keypoints[rows, person], there.scores[rows, person]))
         why = "" if usable else "no frame shows an upright figure with a torso and most of its joints"
-        report.append({"file": str(file), "usable": usable, "taken": 0, "why": why})
-        on_progress(number + 1, len(files))
+        report.append({"file": str(file), "usable": usable, "taken": 0, "error": False, "why": why})
+    on_progress(len(files), len(files))
+    bad = [row["why"] for row in report if row["error"]]
     order = rng.permutation(len(tracks))
     picks: list[tuple[int, int]] = []
     turn = 0
@@ -174,6 +182,8 @@ def build_pool(
             break
         picks += some[: count - len(picks)]
         turn += 1
+    if not picks and bad:
+        raise InputError(bad[0] + (f" ({len(files)} pose files, none of them usable)" if len(files) > 1 else ""))
     if not picks:
         raise NoFigureError(f"no usable anchor in {len(files)} pose files: none shows an upright figure with a torso")
     keypoints = np.stack([tracks[t][1][row] for t, row in picks])[:, None]
@@ -181,5 +191,5 @@ def build_pool(
     for t, _ in picks:
         report[tracks[t][0]]["taken"] += 1
     scores = np.where(scores >= MIN_JOINT_SCORE, scores, np.float32(0))  # a guess is no anchor
-    source = {"name": "pose pool", "files": len(files), "seed": seed}
+    source = {"name": "pose pool", "files": len(files) - len(bad), "seed": seed}
     return PosePool(PoseSequence(keypoints, scores, canvas, source=source)), report

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from animx.canvas import Canvas, place
-from animx.config import FieldError, Range, apply_overrides, build, read_yaml
+from animx.config import FieldError, Range, build_with, read_yaml
 from animx.errors import InputError, UsageError, nearest
 from animx.pose.sequence import PoseSequence
 from animx.pose.skeleton import JOINTS
@@ -113,10 +113,10 @@ def load_epi(name: str | Mapping[str, Any] = "epi", sets: Iterable[str] = ()) ->
     """An EPI config: a shipped preset by name, a YAML file, or a mapping, with `--set a.b=c` laid over it.
 
     The key `base` names a preset that the other keys are laid over.  Errors: `InputError` with file and key,
-    `UsageError` for a preset that does not exist.
+    `UsageError` for a preset that does not exist and for a wrong `--set`, which it names.
     """
     mapping, where = _read(name)
-    return build(EpiConfig, apply_overrides(mapping, sets), where)
+    return build_with(EpiConfig, mapping, where, sets)
 
 
 def _read(name: str | Mapping[str, Any], depth: int = 0) -> tuple[dict[str, Any], str]:

@@ -232,7 +232,14 @@ def _one(path: Path, home: Path, cutting: Cutting) -> dict[str, Any]:
         found = prepare_video(path, home / WORK / CLIPS, cutting)
         return {"video": identity, "error": "", **found}
     except (InputError, NoFigureError) as error:
-        return {"video": identity, "error": str(error), "hash": "", "frames": 0, "clips": [], "dropped": []}
+        return {"video": identity, "error": _mended(str(error)), "hash": "", "frames": 0, "clips": [], "dropped": []}
+
+
+def _mended(error: str) -> str:
+    """A refusal of a video with mends that can be followed here: this command takes videos whole."""
+    error = re.sub(r"Use --end ([\d.]+) to stop there, or", r"Cut it there (ffmpeg -i IN -t \1 OUT), or", error)
+    error = error.replace("Choose another range, or download", "Download")
+    return error.replace("Choose a range with --start and --end, or a lower --fps", "Cut it up, or give a lower --fps")
 
 
 def _worked(todo: list[Path], home: Path, options: PrepareOptions, workers: int) -> Iterator[dict[str, Any]]:

@@ -320,3 +320,30 @@ def open_dataset(folder: str | Path) -> Dataset:
     if clips != count or not clips:
         raise InputError(f"{folder}: {clips} clips, but {DATASET} says {count}. Prepare the data again")
     return Dataset(home, about, tuple(found))
+
+
+def clip_lengths(dataset: Dataset) -> Sequence[int]:
+    """Frames of each clip, from `dataset.json`, or from the clips themselves where it is silent.
+
+    A list of another length, of other things than whole numbers from 1 on, of more frames than the shards have files,
+    or of another sum than `frames`, is an `InputError`.
+    """
+    about = dataset.about
+    if "frames_of_clips" not in about:
+        return [int(dataset.clip(i).meta["frames"]) for i in range(len(dataset))]
+    found, wrong = about["frames_of_clips"], ""
+    if not isinstance(found, list) or not all(type(n) is int and n > 0 for n in found):
+        wrong = "is no list of whole numbers from 1 on"
+    elif len(found) != len(dataset):
+        wrong = f"has {len(found)} entries for {len(dataset)} clips"
+    elif any(n >= files for n, files in zip(found, _files_of_clips(dataset), strict=True)):
+        wrong = "counts more frames than a clip has files"
+    elif about.get("frames", sum(found)) != sum(found):
+        wrong = f"adds up to {sum(found)}, but frames says {about['frames']}"
+    if wrong:
+        raise InputError(f"{dataset.folder / DATASET}: frames_of_clips {wrong}. Prepare the data again")
+    return [int(n) for n in found]
+
+
+def _files_of_clips(dataset: Dataset) -> list[int]:
+    return [int(n) for shard in dataset.shards for n in np.diff(shard.starts)]
