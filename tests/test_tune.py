@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,10 @@ def test_the_variable_names_another_table(table: Path, tmp_path: Path, monkeypat
     assert tuned("geglu", "320")["num_warps"] == 2
     monkeypatch.setenv("ANIMX_TUNING", str(tmp_path / "other.json"))
     assert tuned("geglu", "320")["num_warps"] == 8
+    monkeypatch.setenv("ANIMX_TUNING", "off")
+    assert tuned("geglu", "320") == tuning.shipped()["geglu"]["any"]["default"]
+    with pytest.raises(AnimxError, match="ANIMX_TUNING=off names no table"):
+        tune.bench_tune(["geglu"], device="cpu", staged=on_the_cpu)
 
 
 DAMAGED = {
@@ -269,3 +274,21 @@ def test_a_search_that_cannot_be_is_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     refused(animx("bench", "ops", *asked), 2, *words)
     assert not table.parent.exists()
+
+
+def test_the_command_shows_what_won_and_how_to_use_a_table_elsewhere(
+    stand_in: Callable[[], tuning.Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tune, "bench_tune", partial(tune.bench_tune, staged=on_the_cpu))
+    asked = ("bench", "ops", "--tune", "--op", "geglu", "--device", "cpu", "--dtype", "bfloat16")
+    ran = animx(*asked, "--out", tmp_path / "mine.json")
+    assert ran.code == 0, ran.err
+    assert "geglu sm_90 64" in ran.out
+    assert "columns 512, elements 1024, num_warps 4" in ran.out
+    assert f"to use it: export ANIMX_TUNING={tmp_path / 'mine.json'}" in ran.out
+    found = animx(*asked, "--json").json
+    assert found["read"]
+    assert found["ratios"] == {"geglu sm_90 64/before_over_tuned": pytest.approx(0.5140484 / 0.5130244, abs=1e-3)}
+
+    (tmp_path / "mine.json").write_text("{", encoding="utf-8")
+    refused(animx(*asked, "--out", tmp_path / "mine.json"), 3, "mine.json", "no JSON")

@@ -123,6 +123,8 @@ def bench_tune(
     known("--op", chosen, ops)
     known("--shapes", shapes, SHAPES)
     file = out or tuning.user_file()
+    if out is None and str(file) == "off":
+        raise UsageError("bench ops --tune: ANIMX_TUNING=off names no table. Name one with --out")
     table = opened(file, shared=out is None)
     place, kind = torch.device(device), getattr(torch, dtype)
     around = surroundings(place)

@@ -1,8 +1,9 @@
 """The tables of launch configurations: the shipped one, the user's over it, and what a search tries.
 
 Both are JSON: `ops` -> operator -> card (`any`, `sm_80` ...) -> shape key (or `default`) -> entries.  The user's table
-is the file `$ANIMX_TUNING`, else `~/.config/animx/tuning.json`; `animx bench ops --tune` writes it.  A damaged one is
-said once on the logger `animx.kernels` and ignored as a whole: a half-read table would launch what nobody measured.
+is the file `$ANIMX_TUNING` (`off`: none), else `~/.config/animx/tuning.json`; `animx bench ops --tune` writes it.  A
+damaged one is said once on the logger `animx.kernels` and ignored as a whole: half a table would launch what nobody
+measured.
 """
 
 from __future__ import annotations
@@ -140,7 +141,9 @@ def _users(file: Path, named: bool) -> Table:
 
 
 def users() -> Table:
-    """The user's table, read once per file; empty where there is none or it is damaged (said once)."""
+    """The user's table, read once per file; empty where there is none, it is `off`, or it is damaged (said once)."""
+    if os.environ.get("ANIMX_TUNING", "").strip() == "off":
+        return {}
     return _users(user_file(), bool(os.environ.get("ANIMX_TUNING", "").strip()))
 
 
