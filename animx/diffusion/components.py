@@ -145,7 +145,7 @@ def _unet_of(state: Mapping[str, Tensor], path: Path, config: UNetConfig, stored
     try:
         with torch.device("meta"):
             unet = AnimateXUNet.build(config)
-    except Exception as error:
+    except Exception as error:  # torch raises many kinds for impossible shapes; each means the same to a user
         raise WeightsError(f"{path.parent / SIZES}: its sizes describe no network ({_first_line(error)})") from error
     table = "pose_embedding_before.pos_embed.pos_table"
     if table in state and config.motion != "none":

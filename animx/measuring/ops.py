@@ -207,7 +207,7 @@ def _row(
         try:
             with poisoned():
                 found = op.compared(several(call()))
-        except Exception as problem:
+        except Exception as problem:  # another project's code may fail in any way: it is named as missing; ours may not
             if name == "animx":
                 raise
             missing[name] = f"{type(problem).__name__}: {str(problem).splitlines()[0][:120] if str(problem) else ''}"

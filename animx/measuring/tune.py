@@ -225,7 +225,7 @@ class Card:
                 with configured(self.job.asked.op, **config), poisoned():
                     found = trial.op.compared(several(trial.call(inputs)))
                 off = max(error_of(a, b) for a, b in zip(found, truth, strict=True))
-            except Exception as problem:
+            except Exception as problem:  # triton and the driver raise many kinds; each drops the candidate by name
                 self._alive(config)
                 return f"does not run: {type(problem).__name__}"
             if not off <= trial.op.tolerance[kind]:
@@ -238,7 +238,7 @@ class Card:
             return
         try:
             torch.cuda.synchronize(self.device)
-        except Exception as problem:
+        except Exception as problem:  # whatever a broken card says; the search ends
             raise CheckError(
                 f"bench ops --tune: {self.job.name} with {config} stopped the card: {problem}"
             ) from problem
