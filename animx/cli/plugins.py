@@ -17,6 +17,7 @@ def plugins(out: Output) -> None:
     from collections import Counter
 
     from animx import plugins as door
+    from animx.kernel_plugins import broken as odd
     from animx.retarget.preset import list_presets
 
     listed, lines = [], []
@@ -29,6 +30,8 @@ def plugins(out: Output) -> None:
             found = [*built_in, *(one for one in found if one not in ignored)]
         for one in found:
             problem = one.problem()
+            if group == "kernels" and problem is None:
+                problem = odd(one.load())
             listed.append(_entry(one, problem))
             lines.append(f"  {one.name:<12} {one.origin:<24} {one.target}")
             if problem is not None:

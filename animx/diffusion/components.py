@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from animx.diffusion.options import IMAGE_ENCODERS
 from animx.errors import UsageError, WeightsError
+from animx.kernel_plugins import open_door
 from animx.model.checkpoint import compare, to_ours
 from animx.model.config import UNetConfig
 from animx.model.image_encoder import OpenClipEncoder, build_text, build_vision, empty_prompt, text_state, vision_state
@@ -29,6 +30,8 @@ from animx.weights import is_converted, read_state, released_file
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
     from transformers import CLIPVisionModelWithProjection
+
+open_door()  # operators by third parties, where ANIMX_KERNELS names one
 
 SIZES = "animx.json"
 PROMPT = "empty_prompt.safetensors"

@@ -2,8 +2,8 @@
 
 `ANIMX_KERNELS` unset or `auto`: CUDA tensors take the Triton body where it supports them, all else the reference.
 `reference`: the reference everywhere.  `interpret`: CPU tensors run the Triton body too, in Triton's interpreter (slow;
-for tests).  float64 always goes to the reference, in float64.  A reference taken where a body would be faster is said
-once per reason on the logger `animx.kernels` (shown by `-v`).
+for tests).  A third party's name beside it: see `providers`.  float64 always goes to the reference, in float64.  A
+reference taken where a body would be faster is said once per reason on the logger `animx.kernels` (shown by `-v`).
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from animx_kernels.providers import Mode, asked, replaceable
 from animx_kernels.tuning import looked_up
 
 log = logging.getLogger("animx.kernels")
-
-Mode = Literal["auto", "reference", "interpret"]
-MODES = ("auto", "reference", "interpret")
 
 MODULES = (
     "geglu", "group_norm_silu", "add_layer_norm", "temporal_conv", "motion_attention", "temporal_attention",
@@ -122,6 +120,7 @@ def register(op: Op) -> Op:
     """Add an operator.  A name is taken once."""
     if op.name in OPS:
         raise ValueError(f"operator '{op.name}' is registered twice")
+    replaceable(op.name)
     OPS[op.name] = op
     return op
 
@@ -134,11 +133,8 @@ def load_ops() -> dict[str, Op]:
 
 
 def mode() -> Mode:
-    """What `ANIMX_KERNELS` asks for; another word is a `ValueError` with the known ones."""
-    asked = os.environ.get("ANIMX_KERNELS", "").strip().lower() or "auto"
-    if asked not in MODES:
-        raise ValueError(f"ANIMX_KERNELS={asked}: known are {', '.join(MODES)}")
-    return cast(Mode, asked)
+    """The mode that `ANIMX_KERNELS` asks for."""
+    return asked().mode
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -158,23 +154,23 @@ def use_triton(name: str, *tensors: Tensor | None, refusal: str | None = None) -
     `refusal`: why the body does not take these shapes, or None.  In the mode `interpret` the body is prepared for the
     interpreter, and a missing triton is an `ImportError`: a comparison of the reference with itself proves nothing.
     """
-    asked = mode()
+    kind = mode()
     given = [tensor for tensor in tensors if tensor is not None]
     device = given[0].device
-    if asked == "reference" or (device.type == "cpu" and asked != "interpret"):
+    if kind == "reference" or (device.type == "cpu" and kind != "interpret"):
         return False
     if any(tensor.dtype == torch.float64 for tensor in given):
         return False
-    reason = refusal or _obstacle(given, asked)
+    reason = refusal or _obstacle(given, kind)
     if reason:
         _say(name, reason)
         return False
-    if asked == "interpret":
+    if kind == "interpret":
         _interpret()
     return True
 
 
-def _obstacle(given: list[Tensor], asked: Mode) -> str | None:
+def _obstacle(given: list[Tensor], kind: Mode) -> str | None:
     device = given[0].device
     if device.type not in ("cpu", "cuda"):
         return f"device {device.type}"
@@ -184,7 +180,7 @@ def _obstacle(given: list[Tensor], asked: Mode) -> str | None:
     if odd:
         return f"type {odd[0]}"
     if not has_triton():
-        if asked == "interpret":
+        if kind == "interpret":
             raise ImportError("ANIMX_KERNELS=interpret needs triton. Run: pip install 'animx[kernels]'")
         return "triton is not installed (pip install 'animx[kernels]')"
     if device.type == "cuda" and card(device) < LEAST_CAPABILITY:
