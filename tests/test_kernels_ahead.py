@@ -25,6 +25,9 @@ REGISTERS = 16
 WITHOUT_BODY = {"group_norm_silu_backward"}
 """Operators that are plain torch on every device."""
 
+LEAST = {"quantise_rows": 89, "linear8": 89, "geglu_linear8": 89}
+"""Capability from which cards have an operator, where that is not the first of them."""
+
 
 @pytest.fixture(scope="module")
 def compiled(root: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -52,7 +55,8 @@ AGAIN = "write it anew: python -m animx_kernels.ahead docs/benchmarks/kernels-ao
 
 def test_every_operator_with_a_body_compiles_for_every_card(compiled: dict[str, Any]) -> None:
     found = {(key.split("/")[0], key.rsplit("_", 1)[1]) for key in compiled["launches"]}
-    assert found == {(name, str(card)) for name in load_ops() for card in CARDS if name not in WITHOUT_BODY}
+    assert found == {(name, str(card)) for name in load_ops() for card in CARDS
+                     if name not in WITHOUT_BODY and card >= LEAST.get(name, 0)}  # fmt: skip
 
 
 def test_no_launch_spills_or_asks_for_more_than_a_card_has(compiled: dict[str, Any]) -> None:

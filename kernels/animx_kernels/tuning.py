@@ -36,6 +36,7 @@ LARGEST = 1 << 16
 
 SEARCH: Mapping[str, tuple[Mapping[str, tuple[Any, ...]], ...]] = {
     "add_layer_norm": ({"elements": (1024, 2048, 4096, 8192), "num_warps": (2, 4, 8)},),
+    "attention8": ({"BM": (64, 128), "BN": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)},),
     "channel_sums": ({"tokens": (16, 32, 64), "num_warps": (2, 4, 8)},),
     "geglu": ({"columns": (256, 512, 1024), "elements": (1024, 2048, 4096), "num_warps": (2, 4, 8)},),
     "geglu_backward": ({"columns": (256, 512, 1024), "elements": (1024, 2048, 4096), "num_warps": (2, 4, 8)},),
@@ -46,12 +47,28 @@ SEARCH: Mapping[str, tuple[Mapping[str, tuple[Any, ...]], ...]] = {
         },
         {"route": ("library",)},
     ),
+    "geglu_linear8": (
+        {
+            "route": ("fused",), "rows": (64, 128), "columns": (64, 128), "inner": (64, 128), "num_warps": (4, 8),
+            "num_stages": (2, 3, 4),
+        },
+        {"route": ("library",)},
+    ),
     "group_norm_silu": ({"tokens": (16, 32, 64, 128), "num_warps": (2, 4, 8)},),
     "guided_step": ({"elements": (512, 1024, 2048, 4096), "num_warps": (2, 4, 8)},),
+    "linear8": (
+        {
+            "route": ("fused",), "rows": (64, 128), "columns": (64, 128), "inner": (64, 128), "num_warps": (4, 8),
+            "num_stages": (2, 3, 4),
+        },
+        {"route": ("library",)},
+    ),
     "layer_norm_backward": ({"elements": (1024, 2048, 4096, 8192), "num_warps": (2, 4, 8)},),
     "motion_attention": (
         {"BN": (16, 32, 64, 128), "BC": (32, 64), "num_warps": (4, 8), "num_stages": (1, 2, 3)},
     ),
+    "quantise_keys": ({"elements": (2048, 4096, 8192), "num_warps": (2, 4, 8), "num_stages": (1, 2, 3)},),
+    "quantise_rows": ({"elements": (2048, 4096, 8192), "num_warps": (2, 4, 8)},),
     "selective_scan": ({"CHANNELS": (32, 64, 128), "ROWS": (1, 2, 4), "num_warps": (1, 2, 4), "num_stages": (1, 2)},),
     "temporal_attention": ({"PIXELS": (1, 2, 4, 8), "num_warps": (2, 4, 8), "num_stages": (1, 2)},),
     "temporal_attention_backward": ({"PIXELS": (1, 2, 4, 8), "num_warps": (2, 4, 8), "num_stages": (1, 2)},),

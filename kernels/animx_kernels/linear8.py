@@ -1,0 +1,248 @@
+"""Linear layers on 8-bit numbers: e4m3 times e4m3, sums in float32, scales, bias and residual in the epilogue.
+
+`linear8` and `geglu_linear8` take activations as they are, or as `Rows8` that an operator before them (or
+`quantise_rows`, once for several layers) has made.  On a CPU they emulate: the same 8-bit numbers, multiplied in
+float32.  Against the exact layer the result is off by about 3.7 % of its norm on normally distributed numbers: 2.6 %
+from the weight and as much from the activations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from animx_kernels.dispatch import Build, Case, Cost, Inputs, Op, draw, nbytes, register
+from animx_kernels.dispatch import use_triton as use_triton
+from animx_kernels.quantise8 import (
+    LEAST_CAPABILITY,
+    SIZES,
+    Rows8,
+    body_refusal,
+    dequantised,
+    quantise_rows,
+    quantise_weight,
+)
+
+
+def _product(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer in float32, or in float64 where the 8-bit numbers are handed over as such."""
+    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+    y = F.linear(dequantised(Rows8(x, x_scale), kind), weight.to(kind)) * scale.to(kind)
+    return y if bias is None else y + bias.to(kind)
+
+
+def linear8_reference(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Dequantise, multiply, add: nothing is rounded before the end."""
+    y = _product(x, x_scale, weight, scale, bias)
+    y = y if residual is None else y + residual.to(y.dtype)
+    return y if y.dtype == torch.float64 else y.to(dtype)
+
+
+@torch.library.custom_op("animx::linear8", mutates_args=())
+def _linear8(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    if use_triton("linear8", x_scale, scale, bias, residual, refusal=body_refusal(x)):
+        from animx_kernels.linear8_triton import linear8_forward
+
+        return linear8_forward(x, x_scale, weight, scale, bias, residual, dtype)
+    return linear8_reference(x, x_scale, weight, scale, bias, residual, dtype)
+
+
+@_linear8.register_fake
+def _linear8_fake(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=dtype)
+
+
+def linear8(
+    x: Tensor | Rows8,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x [..., K], weight e4m3 [D, K] and scale [D] of `quantise_weight`, bias [D], residual [..., D] -> [..., D].
+
+    The result is of type `dtype`; where none is given, of the type of x, and for `Rows8` of residual or bias.
+    For inference: no gradient.
+    """
+    rows, kind = _rows(x, dtype, residual, bias)
+    _refuse("linear8", rows, weight, scale, bias)
+    if residual is not None and residual.shape != (*rows.values.shape[:-1], weight.shape[0]):
+        raise ValueError(f"linear8: residual {tuple(residual.shape)} does not fit x {tuple(rows.values.shape)}")
+    return _linear8(*rows, weight, scale, bias, residual, kind)
+
+
+def geglu_linear8_reference(
+    x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """geglu of the projection, nothing rounded before the end."""
+    value, gate = _product(x, x_scale, weight, scale, bias).chunk(2, -1)
+    y = value * F.gelu(gate)
+    return y if y.dtype == torch.float64 else y.to(dtype)
+
+
+@torch.library.custom_op("animx::geglu_linear8", mutates_args=())
+def _geglu_linear8(
+    x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, dtype: torch.dtype
+) -> Tensor:
+    if use_triton("geglu_linear8", x_scale, scale, bias, refusal=body_refusal(x)):
+        from animx_kernels.linear8_triton import geglu_linear8_forward
+
+        return geglu_linear8_forward(x, x_scale, weight, scale, bias, dtype)
+    return geglu_linear8_reference(x, x_scale, weight, scale, bias, dtype)
+
+
+@_geglu_linear8.register_fake
+def _geglu_linear8_fake(
+    x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, dtype: torch.dtype
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0] // 2), dtype=dtype)
+
+
+def geglu_linear8(
+    x: Tensor | Rows8, weight: Tensor, scale: Tensor, bias: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    """x [..., K], weight e4m3 [2D, K] and scale [2D], bias [2D] -> geglu of the projection [..., D], as `geglu_linear`.
+
+    `dtype` as in `linear8`.  For inference: no gradient.
+    """
+    rows, kind = _rows(x, dtype, None, bias)
+    _refuse("geglu_linear8", rows, weight, scale, bias)
+    if weight.shape[0] % 2:
+        raise ValueError(f"geglu_linear8: weight {tuple(weight.shape)} does not split in halves")
+    return _geglu_linear8(*rows, weight, scale, bias, kind)
+
+
+def _rows(
+    x: Tensor | Rows8, dtype: torch.dtype | None, residual: Tensor | None, bias: Tensor | None
+) -> tuple[Rows8, torch.dtype]:
+    if isinstance(x, Tensor):
+        return quantise_rows(x), dtype or x.dtype
+    given = next((one.dtype for one in (residual, bias) if one is not None), None)
+    if dtype is None and given is None:
+        raise ValueError("linear8: rows of 8 bits without bias and residual leave the result's type open: give dtype")
+    return x, dtype or given or torch.float32
+
+
+def _refuse(name: str, rows: Rows8, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+    x, x_scale = rows
+    fits = weight.ndim == 2 and weight.shape[1] == x.shape[-1] and scale.shape == weight.shape[:1]
+    fits &= bias is None or bias.shape == scale.shape
+    fits &= x_scale.shape[:-1] == x.shape[:-1] and x.shape[-1] % max(1, x_scale.shape[-1]) == 0
+    if not fits:
+        shapes = {"x": x, "its scale": x_scale, "weight": weight, "scale": scale, "bias": bias}
+        told = ", ".join(f"{name} {tuple(one.shape)}" for name, one in shapes.items() if one is not None)
+        raise ValueError(f"{name}: {told} do not fit")
+
+
+def _linear_cost(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dtype: torch.dtype,
+) -> Cost:
+    rows = x.numel() // x.shape[-1]
+    read = nbytes(x, x_scale, weight, scale, bias, residual)
+    return Cost(1, 2 * rows * weight.numel(), read, rows * weight.shape[0] * dtype.itemsize)
+
+
+def _geglu_cost(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, dtype: torch.dtype) -> Cost:
+    rows = x.numel() // x.shape[-1]
+    read = nbytes(x, x_scale, weight, scale, bias)
+    return Cost(1, 2 * rows * weight.numel(), read, rows * weight.shape[0] // 2 * dtype.itemsize)
+
+
+def _layer(rows: int, inner: int, out: int, device: torch.device | str, dtype: torch.dtype, seed: int) -> list[Tensor]:
+    """x, its scale, weight, its scale, bias: quantised from numbers of type `dtype`."""
+    x = quantise_rows(draw((rows, inner), device, dtype, seed))
+    weight = quantise_weight(draw((out, inner), device, dtype, seed + 1, inner**-0.5))
+    return [*x, *weight, draw((out,), device, dtype, seed + 2)]
+
+
+def _linear_cases() -> dict[str, Case]:
+    def case(rows: int, inner: int, out: int, extras: bool = True, official: bool = False) -> Case:
+        def make(device: torch.device | str, dtype: torch.dtype, seed: int) -> Inputs:
+            *layer, bias = _layer(rows, inner, out, device, dtype, seed)
+            residual = draw((rows, out), device, dtype, seed + 3) if extras else None
+            return Inputs((*layer, bias if extras else None, residual, dtype), {})
+
+        return Case(make, official)
+
+    small = {"small": case(37, 64, 48), "odd": case(5, 19, 7), "bare": case(3, 144, 33, False)}
+    official = {f"{name} to q, k, v": case(*size, 3 * size[1], False, True) for name, size in SIZES.items()}
+    official |= {
+        f"{name} out of the feed-forward": case(rows, 4 * width, width, True, True)
+        for name, (rows, width) in SIZES.items()
+    }
+    return small | official
+
+
+def _geglu_cases() -> dict[str, Case]:
+    def case(rows: int, inner: int, width: int, official: bool = False) -> Case:
+        def make(device: torch.device | str, dtype: torch.dtype, seed: int) -> Inputs:
+            return Inputs((*_layer(rows, inner, 2 * width, device, dtype, seed), dtype), {})
+
+        return Case(make, official)
+
+    small = {"small": case(37, 64, 48), "odd": case(5, 19, 7), "one row": case(1, 144, 33)}
+    return small | {name: case(rows, width, 4 * width, True) for name, (rows, width) in SIZES.items()}
+
+
+def _builds(which: str, capability: int) -> list[Build]:
+    if capability < LEAST_CAPABILITY:
+        return []
+    from animx_kernels import linear8_triton
+
+    return linear8_triton.builds(which, capability)
+
+
+register(
+    Op(
+        "linear8",
+        _linear8,
+        linear8_reference,
+        _linear_cases,
+        _linear_cost,
+        lambda capability: _builds("linear8", capability),
+        "8-bit matrix units: 2 * rows * K * D FLOP, twice the rate of 16 bits",
+    )
+)
+register(
+    Op(
+        "geglu_linear8",
+        _geglu_linear8,
+        geglu_linear8_reference,
+        _geglu_cases,
+        _geglu_cost,
+        lambda capability: _builds("geglu_linear8", capability),
+        "8-bit matrix units: 2 * rows * K * 2D FLOP, twice the rate of 16 bits",
+    )
+)
