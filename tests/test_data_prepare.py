@@ -355,6 +355,55 @@ def test_the_same_video_under_two_names_is_used_once(videos: Path, tmp_path: Pat
     assert report["dropped"]["the same video twice"] == 1
 
 
+def test_two_at_once_in_one_folder_is_refused_and_leaves_the_first_alone(videos: Path, tmp_path: Path) -> None:
+    from hall import animx, refused
+
+    from animx.lock import holding
+
+    with holding(tmp_path / "set"):
+        (tmp_path / "set" / "initialise.json").touch()
+        for call in (command(tmp_path / "set", str(videos)), ["data", "synth", "-o", tmp_path / "set", "-y"],
+                     ["train", "smoke", "-o", tmp_path / "set", "--resume"]):  # fmt: skip
+            refused(animx(*call), 2, "another animx process")
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["initialise.json"]
+
+
+def test_a_tar_never_grows_beyond_what_was_asked_whatever_a_clip_holds(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latents come after the pictures were counted: they count too, and a run that is stopped divides no other way."""
+    from animx_trainer import encode
+    from animx_trainer.shards import Contents, write_folder
+
+    def fatten(folders: list[Path], *_: object) -> None:
+        for folder in folders:
+            clip = encode._stored(folder).contents()
+            write_folder(folder.parent, Contents(clip.key, {**clip.files, "00000.npy": bytes(300_000)}))
+
+    monkeypatch.setattr(encode, "encode_clips", fatten)
+    options = PrepareOptions(OPTIONS.cutting, shard_mb=1, encode="none")
+    prepare.prepare([videos], tmp_path / "whole", options)
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "whole").glob("*.tar"))]
+    assert len(sizes) > 1
+    assert max(sizes) <= 1_000_000
+    assert sum(sizes[:2]) > 1_000_000, "they are filled, too"
+
+    real, tars = prepare.write_tar, []
+
+    def stops(path: Path, clips: object) -> None:
+        if len(tars) == 2:
+            raise Stopped
+        tars.append(path)
+        real(path, clips)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "write_tar", stops)
+        with pytest.raises(Stopped):
+            prepare.prepare([videos], tmp_path / "stopped", options)
+    prepare.prepare([videos], tmp_path / "stopped", options)
+    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+
+
 def test_other_options_and_foreign_folders_are_refused(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,7 @@ FLOORS: dict[str, int] = {
     "animx_kernels": 1, "animx.errors": 1, "animx.canvas": 1,
     "animx.atomic": 2, "animx.config": 2, "animx.container": 2, "animx.image": 2, "animx.job": 2, "animx.overlap": 2,
     "animx.plugins": 2, "animx.provenance": 2, "animx.times": 2, "animx.video": 2, "animx.weights": 2, "animx.model": 2,
-    "animx.resident": 2, "animx.kernel_plugins": 2,
+    "animx.resident": 2, "animx.kernel_plugins": 2, "animx.lock": 2,
     "animx.processes": 1,
     "animx.pose": 3,
     "animx.engine": 4, "animx.retarget": 4,

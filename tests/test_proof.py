@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from animx.canvas import Canvas
 from animx.errors import InputError
+from animx_trainer.config import DataConfig, LogConfig, TrainConfig
 from animx_trainer.proof import (
     LIMBS,
     Truth,
@@ -22,6 +28,7 @@ from animx_trainer.proof import (
     reference_swap,
     repeated,
 )
+from animx_trainer.sample import Sample
 from animx_trainer.stage import Staged, film, stage
 
 torch.set_num_threads(1)
@@ -130,6 +137,74 @@ def test_paired_intervals_cover_the_mean_and_shrink_with_more_characters() -> No
     assert high - low < (paired(few)[2] - paired(few)[1]) / 4
     with pytest.raises(InputError):
         paired(np.ones(1))
+
+
+class Painter:
+    """Stands in for a trained model: paints each sample by a rule."""
+
+    checkpoint, step = Path("nowhere"), 0
+
+    def __init__(self, rule: Callable[[Sample], np.ndarray]) -> None:
+        self.rule = rule
+        log = LogConfig(strip_steps=1)
+        self.config = TrainConfig(data=DataConfig("synth", frames=3, size=(64, 64)), log=log)
+
+    def frames(self, samples: Sequence[Sample], steps: int) -> list[np.ndarray]:
+        return [self.rule(sample) for sample in samples]
+
+    def through_codec(self, sample: Sample) -> np.ndarray:
+        return true_frames(sample)
+
+
+def true_frames(sample: Sample) -> np.ndarray:
+    assert sample.video is not None
+    return np.asarray(sample.video.transpose(0, 2, 3, 1), np.float64) * 0.5 + 0.5
+
+
+def copied(sample: Sample) -> np.ndarray:
+    reference = sample.reference.transpose(1, 2, 0).astype(np.float64) * 0.5 + 0.5
+    return np.repeat(reference[None], sample.frames, 0)
+
+
+def _rows(report: dict[str, Any]) -> dict[str, str]:
+    return {row["name"]: row["met"] for row in report["rows"]}
+
+
+def test_who_paints_the_truth_passes_every_row_and_who_copies_the_reference_does_not() -> None:
+    from animx_trainer.examine import examine, lines_of
+
+    perfect, copying = Painter(true_frames), Painter(copied)
+    report = examine(perfect, 16, against=copying)  # type: ignore[arg-type]
+    rows = _rows(report)
+    assert rows.pop("mask_elsewhere") == "out of reach", "who dances on the spot covers much of it in every pose"
+    assert set(rows.values()) == {"yes"}, rows
+    painters = {one["painter"]: one["psnr"]["mean"] for one in report["painters"]}
+    assert painters["model"] == painters["codec alone"] == 100
+    assert 8 < painters["reference repeated"] == painters["other model"] < painters["puppet"] + 6 < 40
+    assert sum(one["n"] for one in report["families"].values()) == 16
+    assert any("bone lengths" in what for what in report["not_measured"])
+    assert len(lines_of(report)) > len(report["rows"]) + len(report["painters"])
+    json.dumps(report, allow_nan=False)
+
+    report = examine(copying, 4)  # type: ignore[arg-type]
+    rows = _rows(report)
+    assert rows["over_repeat"] == "no"
+    assert rows["colours_of_new"] != "no", "it shows the colours of whatever it copies"
+    assert "over_other_model" not in rows
+    assert {row["name"]: row["mean"] for row in report["rows"]}["over_repeat"] == 0
+
+
+def test_held_out_cases_are_the_same_for_every_model_and_show_what_they_say() -> None:
+    from animx_trainer.held_out import draw_case
+
+    one, again, other = (draw_case(number, Painter(copied).config.data) for number in (0, 0, 1))
+    assert np.array_equal(one.clean.pose_images, again.clean.pose_images)
+    assert not np.array_equal(one.clean.reference, other.clean.reference)
+    assert np.allclose(true_frames(one.clean), one.truth.frames, atol=1e-6)
+    assert np.allclose(true_frames(one.swapped), one.other.frames, atol=1e-6)
+    assert np.array_equal(one.clean.clip[0], one.leaking.clip[0]), "the reference is seen by both"
+    assert not np.array_equal(one.clean.clip[1:], one.leaking.clip[1:]), "but the answer by one only"
+    assert np.array_equal(one.clean.pose_images[1:], one.swapped.pose_images[1:])
 
 
 def test_a_truth_of_mixed_shapes_is_refused() -> None:

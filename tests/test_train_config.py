@@ -120,16 +120,33 @@ def test_names_that_are_no_preset_get_the_nearest() -> None:
         load_config("nowhere/x.yaml")
 
 
-def test_unknown_sources_and_options_are_refused() -> None:
-    data = load_config("smoke").data
-    with pytest.raises(UsageError, match="Did you mean 'drawn'"):
-        open_source(replace(data, source="drwn"), 0)
-    with pytest.raises(UsageError, match="clip"):
-        open_source(replace(data, options={"clps": 3}), 0)
-    with pytest.raises(UsageError, match="shorter than the 4 frames"):
-        open_source(replace(data, options={"length": 3}), 0)
-    with pytest.raises(UsageError, match="bear"):
-        open_source(replace(data, options={"kinds": ["baer"]}), 0)
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("source", "syth", "Did you mean 'synth'"),
+        ("options", "{clps: 3}", "Did you mean 'clips'"),
+        ("options", "{families: [blub]}", "Did you mean 'blob'"),
+        ("options", "{fps: fast}", "expected a number"),
+        ("options", "{epi: epj}", "Did you mean 'epi'"),
+        ("options", "{epi: {base: epi, lambda: 1}}", "unknown key 'lambda'"),
+    ],
+)
+def test_what_a_source_cannot_be_told_is_the_file_s_fault_or_that_of_a_set(
+    key: str, value: str, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"^--set data.{key}=") as found:
+        load_config("smoke", [f"data.{key}={value}"])
+    assert says in str(found.value)
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"steps: 5\ndata:\n  {'source: synth' if key == 'options' else 'frames: 2'}\n  {key}: {value}\n")
+    with pytest.raises(InputError, match=r"mine\.yaml:4: data: ") as found:
+        load_config(str(file))
+    assert says in str(found.value)
+
+
+def test_a_config_without_a_source_is_for_clips_that_are_handed_over() -> None:
+    with pytest.raises(UsageError, match="hand over the clips"):
+        open_source(replace(load_config("smoke").data, source="", options={}), 0)
 
 
 def test_what_changes_no_number_may_differ_between_starts() -> None:

@@ -32,7 +32,7 @@ from animx_trainer.loop import CHECKPOINTS, resume, save, train  # noqa: E402
 SHORT = tiny_config(
     steps=2, model=ModelConfig(unet=LEAN), log=LogConfig(strips_every=0, tensorboard=False, checkpoint_every=1)
 )
-SMOKE = ("--set", "data.frames=2", "--set", "data.size=[32,32]", "--set", "data.options={kinds: [ghost], clips: 1}",
+SMOKE = ("--set", "data.frames=2", "--set", "data.size=[32,32]", "--set", "data.options={clips: 1}",
          "--set", "model.unet.multipliers=[1]", "--set", "log.strips_every=0",
          "--set", "log.tensorboard=false")  # fmt: skip
 

@@ -60,7 +60,7 @@ def tiny_config(**changes: Any) -> TrainConfig:
     """A run of the tiny network on random clips, float32; `changes` are fields of `TrainConfig`."""
     base = TrainConfig(
         model=ModelConfig(unet=UNET, encoders="none"),
-        data=DataConfig(source="none", frames=FRAMES, size=(16, 16), workers=0),
+        data=DataConfig(source="", frames=FRAMES, size=(16, 16), workers=0),
         optimizer=OptimizerConfig(lr=1e-3, lr_ipi=5e-4, warmup=2, ema=0.9),
         log=LogConfig(strips_every=0, checkpoint_every=100, tensorboard=False),
         steps=4,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from animx.cli import Terminated
 from animx.cli import options as o
 from animx.cli.output import Output
 from animx.errors import MissingExtraError, UsageError
+from animx.lock import holding
+from animx.processes import is_first
 
 if TYPE_CHECKING:
     from animx_trainer.config import TrainConfig
@@ -30,12 +32,13 @@ OWN = ("config.yaml", "initialise.json", "log.jsonl", "tensorboard", "samples", 
     examples=(
         "animx train smoke -o runs/smoke",
         "animx train my.yaml -o runs/mine --set optimizer.lr=1e-4 --resume",
+        "animx train runs/mine --proof 200",
         "animx train paper --dry-run",
         "torchrun --nproc-per-node 8 -m animx train paper -o runs/paper --set parallel=fsdp",
     ),
 )
 @click.argument("config", metavar="CONFIG")
-@click.option("-o", "--output", metavar="FOLDER", help="Folder of the run.  [train-CONFIG]")
+@click.option("-o", "--output", metavar="FOLDER", help="Folder of the run.  [CONFIG's own, or train-CONFIG]")
 @click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change a field of the config (data.frames=16)."
 )
@@ -43,6 +46,9 @@ OWN = ("config.yaml", "initialise.json", "log.jsonl", "tensorboard", "samples", 
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Steps of the whole run.  [the config's]")
 @click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.  [auto]")
 @click.option("--export", metavar="FOLDER", help="Only write the model of the newest checkpoint into a new folder.")
+@click.option("--proof", type=click.IntRange(2, 100_000), metavar="N",
+              help="Only measure what the newest checkpoint has learned, on N unseen characters.")  # fmt: skip
+@click.option("--against", metavar="RUN", help="With --proof: also measure this run, and the two in pairs.")
 @click.option("--dry-run", is_flag=True, help="Say what would be trained and how much memory it takes; write nothing.")
 def train(
     out: Output,
@@ -54,9 +60,11 @@ def train(
     steps: int | None,
     device: str,
     export: str | None,
+    proof: int | None,
+    against: str | None,
     dry_run: bool,
 ) -> None:
-    """Train the full model as CONFIG says: a YAML file, or paper, finetune, nano or smoke.
+    """Train the full model as CONFIG says: a YAML file, the folder of a run, or paper, finetune, nano or smoke.
 
     The folder gets config, log (JSONL, TensorBoard), sample strips, checkpoints and, at the end, a model for
     `animx render --model FOLDER/model`. Ctrl-C and SIGTERM write a checkpoint first; --resume gives the same numbers.
@@ -70,14 +78,20 @@ def train(
     if dry_run:
         _say_plan(out, chosen)
         return
-    folder = Path(output or f"train-{Path(config).stem}")
+    folder = Path(output) if output else _folder_of(config)
+    if against is not None and proof is None:
+        raise UsageError("--against goes with --proof N. Give both, or neither")
+    if proof is not None:
+        _prove(out, chosen, folder, proof, against, device)
+        return
     if export is not None:
         _export(out, chosen, folder, Path(export), overwrite)
         return
     if resume and overwrite:
         raise UsageError("--resume and --overwrite cannot be given together. Leave one out")
     _check_folder(folder, resume, overwrite)
-    _train(out, chosen, folder, resume, device)
+    with holding(folder) if is_first() else nullcontext():
+        _train(out, chosen, folder, resume, device)
 
 
 def _train(out: Output, config: TrainConfig, folder: Path, resume: bool, device: str) -> None:
@@ -140,6 +154,28 @@ def _export(out: Output, config: TrainConfig, folder: Path, target: Path, overwr
     export(config, newest, target, overwrite=overwrite)
     out.say(f"animx: wrote the model of {newest}")
     out.wrote({"folder": str(target), "checkpoint": str(newest)}, [target])
+
+
+def _prove(out: Output, config: TrainConfig, folder: Path, count: int, against: str | None, device: str) -> None:
+    from animx_trainer.config import load_config
+    from animx_trainer.distributed import choose_device
+    from animx_trainer.examine import examine, lines_of, open_model
+    from animx_trainer.loop import CHECKPOINTS
+
+    place = choose_device(device)
+    model = open_model(config, _newest(folder / CHECKPOINTS), place)
+    rival = None
+    if against is not None:
+        rival = open_model(load_config(against), _newest(Path(against) / CHECKPOINTS), place)
+    report = examine(model, count, against=rival, on_progress=out.progress())
+    out.result({"proof": report}, lines_of(report))
+
+
+def _folder_of(config: str) -> Path:
+    """Where a run lies when `-o` does not say: in the folder whose config was named, or in one named after it."""
+    path = Path(config)
+    home = path.parent if path.name == "config.yaml" else path
+    return home if home.is_dir() and _holds_run(home) else Path(f"train-{path.stem}")
 
 
 def _newest(checkpoints: Path) -> Path:

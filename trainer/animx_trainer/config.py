@@ -17,6 +17,8 @@ from animx.errors import InputError, UsageError, nearest
 from animx.model.config import UNetConfig, variant
 
 SUFFIXES = (".yaml", ".yml")
+RUN_CONFIG = "config.yaml"
+"""What the folder of a run holds it as."""
 SHIPPED = ("paper", "finetune", "nano", "smoke")
 
 
@@ -94,7 +96,8 @@ class DataConfig:
     """Which clips are shown."""
 
     source: str = "shards"
-    """`shards` (made by `animx data prepare`), `synth` or `drawn` (characters drawn by code)."""
+    """`shards` (made by `animx data prepare` or `synth`), or `synth` (characters drawn while training); empty: the
+    clips are handed over in Python."""
     path: str = ""
     """Folder of the shards."""
     frames: Annotated[int, Range(1, 512)] = 32
@@ -105,6 +108,11 @@ class DataConfig:
     """Processes that prepare samples; the numbers do not depend on it."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What only this source knows (such as `clips`, `epi`, `stride`)."""
+
+    def __post_init__(self) -> None:
+        from animx_trainer.sources import check_source
+
+        check_source(self)
 
 
 @dataclass(frozen=True)
@@ -173,8 +181,10 @@ def presets_folder() -> Path:
 
 
 def find_config(name: str) -> Path:
-    """The file of a training config: a path, or the name of a shipped preset.  Unknown: `InputError`."""
+    """The file of a training config: a path, a run's folder, or a shipped preset's name.  Unknown: `InputError`."""
     path = Path(name)
+    if name not in SHIPPED and (path / RUN_CONFIG).is_file():
+        return path / RUN_CONFIG
     if path.suffix in SUFFIXES or "/" in name:
         if not path.is_file():
             raise InputError(f"{name}: no such file")

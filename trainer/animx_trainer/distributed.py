@@ -1,4 +1,4 @@
-"""Several processes: who they are, how the module is spread over them (DDP or FSDP2), and what they agree on.
+"""Several processes: who they are, how the module is spread over them (DDP; FSDP2: `sharded`), and what they agree on.
 
 Started by torchrun (or accelerate); without it everything here is a plain single process.
 """
@@ -9,26 +9,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from animx.errors import UsageError
-from animx.model.attention import SpatialTransformer, TransformerBlock
-from animx.model.layers import ResBlock
-from animx.model.pose_indicator import KeypointEncoder, Resampler
-from animx.model.temporal import Temporal
 from animx.processes import rank_of_environment
 from animx_trainer.denoiser import Denoiser
-
-UNITS = (ResBlock, Temporal, KeypointEncoder, Resampler)
-"""Modules whose weights FSDP2 gathers together."""
 
 
 @dataclass(frozen=True)
@@ -101,38 +93,15 @@ def joined(device: str = "auto") -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def spread(denoiser: Denoiser, world: World, how: Literal["auto", "ddp", "fsdp"]) -> nn.Module:
-    """The module to call in training: itself, behind DDP, or sharded in place by FSDP2.
+def spread(denoiser: Denoiser, world: World) -> nn.Module:
+    """The module to call in training: itself, or behind DDP where there are several processes.
 
-    Gradients are means over processes.  With FSDP2 weights and gradients stay float32; autocast does the rest.
+    Gradients are means over processes.  FSDP2 spreads a network while it is built (`animx_trainer.sharded`).
     """
-    if how == "fsdp":
-        return _shard(denoiser, world)
     if world.size == 1:
         return denoiser
     ids = [world.device.index] if world.device.type == "cuda" else None
     return DistributedDataParallel(denoiser, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-
-def _shard(denoiser: Denoiser, world: World) -> nn.Module:
-    if not dist.is_initialized():
-        raise UsageError("parallel: fsdp needs several processes. Run: torchrun --nproc-per-node 2 -m animx train ...")
-    mesh = init_device_mesh(world.device.type, (world.size,))
-    for module in list(denoiser.modules()):
-        if isinstance(module, ResBlock):
-            fully_shard(module.time, mesh=mesh)  # the shifts of all blocks are computed before the first one runs
-        if isinstance(module, UNITS):
-            fully_shard(module, mesh=mesh)
-        elif isinstance(module, SpatialTransformer):
-            # Keys and values of its cross-attentions are projected outside its own forward (`AnimateXUNet.encode`), so
-            # they stay with the root, whose weights are whole during the forward.
-            for block in module.modules():
-                if isinstance(block, TransformerBlock):
-                    fully_shard(block.self_attention, mesh=mesh)
-                    fully_shard(block.feed_forward, mesh=mesh)
-    # The root too gives its weights back after a forward: else a step after a sample strip would see the averages.
-    fully_shard(denoiser, mesh=mesh, reshard_after_forward=True)
-    return denoiser
 
 
 def sync_gradients(module: nn.Module, now: bool) -> Any:

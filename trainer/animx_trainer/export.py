@@ -8,12 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import animx
 from animx.atomic import check_folder_target, writing_folder
 from animx.diffusion.components import save_components
 from animx.errors import InputError, UsageError
+from animx.model.unet import AnimateXUNet
 from animx.weights import write_hashes
 from animx_trainer import checkpointing
 from animx_trainer.config import TrainConfig, differing, settled
@@ -34,6 +35,23 @@ def export(config: TrainConfig, checkpoint: Path, target: Path, *, overwrite: bo
         _check_own(target)
     else:
         check_folder_target(target)
+    check_config(config, checkpoint)
+    encoders, _ = find_encoders(config.model.encoders, config.seed)
+    if encoders.components is None:
+        raise UsageError("model.encoders: this run has none, so there is no model to write. Name a model folder")
+    encoders.components.unet = trained_unet(config, checkpoint, encoders.prompt)
+    if overwrite and target.is_dir():
+        _remove(target)
+    with writing_folder(target) as temporary:
+        for part in (encoders.components.vae, encoders.components.image_encoder):
+            nn.Module.to(part, dtype=torch.float32)
+        save_components(encoders.components, temporary, animx.__version__)
+        write_hashes(temporary)
+    return target
+
+
+def check_config(config: TrainConfig, checkpoint: Path) -> None:
+    """Refuse (`UsageError`) a config with another network, encoders or seed than the checkpoint's."""
     other = [
         key
         for key in differing(checkpointing.read_state(checkpoint)["config"], settled(config))
@@ -44,10 +62,14 @@ def export(config: TrainConfig, checkpoint: Path, target: Path, *, overwrite: bo
             f"{checkpoint}: was trained with another {', '.join(other[:4])}. Give the run's own config: the file "
             f"{checkpoint.parent.parent / 'config.yaml'}"
         )
-    encoders, _ = find_encoders(config.model.encoders, config.seed)
-    if encoders.components is None:
-        raise UsageError("model.encoders: this run has none, so there is no model to write. Name a model folder")
-    unet = build_unet(config.unet(), config.seed, encoders.prompt)
+
+
+def trained_unet(config: TrainConfig, checkpoint: Path, prompt: Tensor) -> AnimateXUNet:
+    """The network of a checkpoint with its averaged weights, frozen and in evaluation mode, float32 on the CPU.
+
+    Weights are those last trained where the run keeps no averages.  Another network's checkpoint is an `InputError`.
+    """
+    unet = build_unet(config.unet(), config.seed, prompt)
     initialise(unet, config.model.initialise)
     kind = "ema" if config.optimizer.ema > 0 else "weight"
     given = {name.removeprefix("unet."): value for name, value in checkpointing.read_weights(checkpoint, kind).items()}
@@ -57,15 +79,8 @@ def export(config: TrainConfig, checkpoint: Path, target: Path, *, overwrite: bo
     if wrong or not given:
         raise InputError(f"{checkpoint}: not a checkpoint of this network (such as {(wrong or lacking)[0]})")
     unet.load_state_dict({name: value.float() for name, value in given.items()}, strict=False)
-    encoders.components.unet = unet.eval().requires_grad_(False)
-    if overwrite and target.is_dir():
-        _remove(target)
-    with writing_folder(target) as temporary:
-        for part in (encoders.components.vae, encoders.components.image_encoder):
-            nn.Module.to(part, dtype=torch.float32)
-        save_components(encoders.components, temporary, animx.__version__)
-        write_hashes(temporary)
-    return target
+    unet.eval().requires_grad_(False)
+    return unet
 
 
 def _check_own(target: Path) -> None:

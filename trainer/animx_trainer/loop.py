@@ -30,6 +30,7 @@ from animx_trainer.initialise import Report, build_unet, initialise
 from animx_trainer.journal import Journal
 from animx_trainer.optimizer import groups, make_optimizer, named, rate, set_rate
 from animx_trainer.sample import Batches, ClipSource, Sample
+from animx_trainer.sharded import build_sharded
 from animx_trainer.strips import strip
 from animx_trainer.task import Diffusion
 
@@ -92,10 +93,14 @@ def make_run(
     dtype = DTYPES[config.precision]
     frozen = encoders if encoders is not None else find_encoders(config.model.encoders, config.seed)[0]
     frozen.check_network(config.unet().context_dim, config.unet().in_channels)
-    unet = build_unet(config.unet(), config.seed, frozen.prompt)
-    report = initialise(unet, config.model.initialise)
-    denoiser = Denoiser(unet, checkpointing=config.activation_checkpointing).to(here.device, dtype).train()
-    module = spread(denoiser, here, config.parallel)
+    if config.parallel == "fsdp":
+        denoiser, report = build_sharded(config, frozen.prompt, here, dtype)
+        module: nn.Module = denoiser
+    else:
+        unet = build_unet(config.unet(), config.seed, frozen.prompt)
+        report = initialise(unet, config.model.initialise)
+        denoiser = Denoiser(unet, checkpointing=config.activation_checkpointing).to(here.device, dtype).train()
+        module = spread(denoiser, here)
     parts = groups(denoiser, config.optimizer)
     parameters = dict(named(parts))
     average = Ema(parameters, config.optimizer.ema) if config.optimizer.ema > 0 else None

@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import re
 import shutil
+import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from typing import Annotated, Any, Literal
 from animx.atomic import output_error, writing
 from animx.config import Range, as_mapping
 from animx.errors import AnimxError, BatchError, InputError, NoFigureError, UsageError
+from animx.lock import holding
 from animx_trainer.one_video import Cutting, prepare_video
 from animx_trainer.shards import (
     CLIPS,
@@ -61,7 +63,8 @@ class PrepareOptions:
     format: Literal["shards", "folder"] = "shards"
     """Webdataset tars, or one folder a clip."""
     shard_mb: Annotated[int, Range(1, 100_000)] = 512
-    """A tar is closed when it holds this much [MB]."""
+    """A tar is closed before it would hold more than this [MB]: pictures, poses, latents and vectors together; a larger
+    clip has one of its own."""
     encode: str = ""
     """Model (name or folder) whose VAE and image encoder encode the frames beforehand; empty = not."""
 
@@ -98,12 +101,19 @@ def prepare(
 ) -> dict[str, Any]:
     """Prepare `videos` (files and folders) into the folder `out`, or go on with it; returns the report.
 
-    Errors: `UsageError` for a finished folder without `overwrite` or other options than the run that is taken up,
-    `InputError` for no videos, `NoFigureError` when no clip is left, `OutputError` for a full disk, `BatchError` when a
-    worker dies.  Whatever stops it, the same call goes on.
+    Errors: `UsageError` for a finished folder without `overwrite`, other options than the run that is taken up, or a
+    folder in which another process is at work, `InputError` for no videos, `NoFigureError` when no clip is left,
+    `OutputError` for a full disk, `BatchError` when a worker dies.  Whatever stops it, the same call goes on.
     """
     chosen, files, home = options or PrepareOptions(), find_videos(videos), Path(out)
-    _begin(home, chosen, overwrite)
+    with holding(home):
+        _begin(home, chosen, overwrite)
+        return _prepare(files, home, chosen, workers, device, on_progress)
+
+
+def _prepare(
+    files: list[Path], home: Path, chosen: PrepareOptions, workers: int, device: str, on_progress: Stage
+) -> dict[str, Any]:
     records = _cut_all(files, home, chosen, workers, on_progress)
     report = _report(records, chosen)
     clips = [clip for record in records for clip in record["clips"]]
@@ -299,26 +309,47 @@ def _stored(home: Path, key: str) -> Contents:
     return read_index(place / INDEX, place).clip(0).contents()
 
 
+def _tar_bytes(home: Path, key: str) -> int:
+    """What a clip takes in a tar: of each of its files a header, and its bytes in whole blocks."""
+    place = home / WORK / CLIPS / key
+    block = tarfile.BLOCKSIZE
+    return sum(block + -(-int(size) // block) * block for size in read_index(place / INDEX, place).sizes)
+
+
 def _pack(home: Path, clips: list[dict[str, Any]], options: PrepareOptions, on_progress: Stage) -> list[str]:
     """Tars of at most `shard_mb` (or one clip), in order; the parts of a finished tar are removed."""
-    groups: list[list[dict[str, Any]]] = [[]]
-    size = 0
-    for clip in clips:
-        if groups[-1] and size + clip["bytes"] > options.shard_mb * 1_000_000:
-            groups.append([])
-            size = 0
-        groups[-1].append(clip)
-        size += clip["bytes"]
+    groups = _groups(home, [clip["key"] for clip in clips], options.shard_mb * 1_000_000)
     names = []
-    for number, group in enumerate(groups):
+    for number, keys in enumerate(groups):
         tar = home / f"clips-{number:05d}.tar"
         names.append(tar.name)
-        if not _is_whole(tar, [clip["key"] for clip in group]):
-            write_tar(tar, (_stored(home, clip["key"]) for clip in group))
-        for clip in group:
-            shutil.rmtree(home / WORK / CLIPS / clip["key"], ignore_errors=True)
+        if not _is_whole(tar, keys):
+            write_tar(tar, (_stored(home, key) for key in keys))
+        for key in keys:
+            shutil.rmtree(home / WORK / CLIPS / key, ignore_errors=True)
         on_progress("shards", number + 1, len(groups))
     return names
+
+
+def _groups(home: Path, keys: list[str], most: int) -> list[list[str]]:
+    """The keys of each tar, decided once: a run that goes on has lost the sizes of clips that are packed already."""
+    known = home / WORK / "tars.json"
+    with suppress(OSError, ValueError):
+        found: list[list[str]] = json.loads(known.read_text())
+        if [key for group in found for key in group] == keys:
+            return found
+    groups: list[list[str]] = [[]]
+    size = tarfile.RECORDSIZE
+    for key in keys:
+        here = _tar_bytes(home, key)
+        if groups[-1] and size + here > most:
+            groups.append([])
+            size = tarfile.RECORDSIZE
+        groups[-1].append(key)
+        size += here
+    with writing(known, overwrite=True) as part:
+        part.write_text(json.dumps(groups) + "\n")
+    return groups
 
 
 def _is_whole(tar: Path, keys: list[str]) -> bool:

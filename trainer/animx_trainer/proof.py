@@ -2,7 +2,7 @@
 
 Full-frame numbers flatter whoever copies the background, and a grey silhouette at the right place beats repeating the
 reference.  So everything here is measured where the figure is or was, beside the baselines a model must beat: the
-reference repeated, and the true silhouette in the figure's mean colour.
+reference repeated, and the true silhouette in grey or in the figure's mean colour.
 
 Pictures are float [T, H, W, 3] in 0..1, coverage [T, H, W] in 0..1, labels integers [T, H, W] (`dress.LABELS`).
 """
@@ -80,7 +80,15 @@ def mean_colour_figure(truth: Truth) -> Pictures:
     weight = np.asarray(truth.reference_coverage, np.float64)
     if weight.sum() <= 0:
         raise InputError("truth: the reference shows no figure")
-    colour = (truth.reference * weight[..., None]).sum((0, 1)) / weight.sum()
+    return _flat_figure(truth, (truth.reference * weight[..., None]).sum((0, 1)) / weight.sum())
+
+
+def grey_figure(truth: Truth) -> Pictures:
+    """Baseline: a figure in middle grey, at the true silhouette, over the true background."""
+    return _flat_figure(truth, np.full(3, 0.5))
+
+
+def _flat_figure(truth: Truth, colour: Numbers) -> Pictures:
     behind = _background(truth, colour)
     cover = np.asarray(truth.coverage, np.float64)[..., None]
     found: Pictures = behind + cover * (colour - behind)

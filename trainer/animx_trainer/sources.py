@@ -1,7 +1,7 @@
 """Where training clips come from: the table of sources, and the plain loader for those that live in memory.
 
-A source is a function `open(data: DataConfig, seed: int) -> ClipSource`; `data.options` holds what only it knows.  To
-add one, write the function and name it here.
+A source is a function `open(data: DataConfig, seed: int) -> ClipSource` and a dataclass of its own options, which
+`data.options` holds.  To add one, write both and name them here.
 """
 
 from __future__ import annotations
@@ -11,26 +11,43 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from animx.errors import InputError, UsageError, nearest
+from animx.config import FieldError, build
+from animx.errors import AnimxError, InputError, UsageError, nearest
 from animx_trainer.config import DataConfig
+from animx_trainer.pose_augment import load_epi
 from animx_trainer.sample import Batches, ClipSource, Sample, clip_of, sample_seed
 
-SOURCES: dict[str, str] = {
-    "drawn": "animx_trainer.drawn:open_drawn",
-    "shards": "animx_trainer.data:open_clips",
-    "synth": "animx_trainer.synth:open_synth",
+SOURCES: dict[str, tuple[str, str]] = {
+    "shards": ("animx_trainer.data:open_clips", "animx_trainer.data:DataOptions"),
+    "synth": ("animx_trainer.synth:open_synth", "animx_trainer.synth:SynthOptions"),
 }
-"""Source -> `module:function`, imported when it is used."""
+"""Source -> `module:function` that opens it and `module:class` of its options, imported when they are used."""
+
+
+def check_source(data: DataConfig) -> None:
+    """Refuse (`FieldError`) a source that is not known and options it does not have, before anything is opened."""
+    if data.source == "":
+        return  # the clips are handed over in Python
+    if data.source not in SOURCES:
+        known = f"{nearest(data.source, SOURCES)} Known: {', '.join(SOURCES)}"
+        raise FieldError(f"source: unknown source '{data.source}'.{known}", ("source",))
+    try:
+        options = build(_found(SOURCES[data.source][1]), dict(data.options), "options", error=UsageError)
+        load_epi(options.epi)
+    except AnimxError as error:
+        raise FieldError(str(error), ("options",)) from error
+
+
+def _found(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def open_source(data: DataConfig, seed: int) -> ClipSource:
-    """The clips of `data`.  An unknown source is a `UsageError`; an empty or damaged one an `InputError`."""
+    """The clips of `data`.  An empty or damaged source is an `InputError`."""
     if data.source not in SOURCES:
-        raise UsageError(
-            f"data.source: unknown source '{data.source}'.{nearest(data.source, SOURCES)} Known: {', '.join(SOURCES)}"
-        )
-    module, _, function = SOURCES[data.source].partition(":")
-    opened: Any = getattr(importlib.import_module(module), function)(data, seed)
+        raise UsageError("data.source: names none. Set it, or hand over the clips in Python")
+    opened: Any = _found(SOURCES[data.source][0])(data, seed)
     assert isinstance(opened, ClipSource)
     if len(opened) == 0:
         raise InputError(f"data: source '{data.source}' {data.path}: holds no clip")

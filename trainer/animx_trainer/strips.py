@@ -5,6 +5,7 @@ Rows: pose pictures, frames of the clip, frames painted from noise by the averag
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -22,31 +23,36 @@ COLUMNS = 6
 """Frames shown, evenly spread over the clip."""
 
 
-def paint(task: Diffusion, denoiser: nn.Module, sample: Sample, steps: int) -> Tensor:
-    """Denoise the sample's clip from keyed noise by DDIM with guidance: latents [C, F, h, w].
+def paint(
+    task: Diffusion, denoiser: nn.Module, samples: Sequence[Sample], steps: int, seed: int | None = None
+) -> Tensor:
+    """Denoise the samples' clips from noise by DDIM with guidance: latents [B, C, F, h, w].
 
-    Starts at the last step, where no signal is left, as the network was trained; `steps` are evenly spaced.
+    The noise of each follows from `seed` (None: that of the run) and the sample's key.  Starts at the last step, where
+    no signal is left, as the network was trained; `steps` are evenly spaced.
     """
-    prepared = task.prepare([sample], 0)
-    rng = generator(task.config.seed, 0, 0, "strip")
-    drawn = torch.from_numpy(noise(task.config.loss.offset_noise, rng, prepared.clean.shape[1:]))
-    x = drawn[None].to(task.device, task.dtype)
+    prepared = task.prepare(samples, 0)
+    origin = task.config.seed if seed is None else seed
+    shape = prepared.clean.shape[1:]
+    streams = [generator(origin, 0, sample.key, "strip") for sample in samples]
+    drawn = np.stack([noise(task.config.loss.offset_noise, stream, shape) for stream in streams])
+    x = torch.from_numpy(drawn).to(task.device, task.dtype)
     times = np.linspace(999, 0, steps + 1).round().astype(int)
     bf16 = task.config.precision == "bf16"
-    nothing = {name: x.new_zeros(1) for name in ("image", "local_image", "dwpose", "motion")}
+    nothing = {name: x.new_zeros(len(x)) for name in ("image", "local_image", "dwpose", "motion")}
     was_training = denoiser.training
     denoiser.eval()
     try:
         with torch.no_grad(), torch.autocast(task.device.type, torch.bfloat16, enabled=bf16):
             for now, after in pairwise(times):
-                t = torch.tensor([int(now)], device=task.device)
+                t = torch.full((len(x),), int(now), device=task.device)
                 v = guided(
                     denoiser(x, t, prepared.inputs, None), denoiser(x, t, prepared.inputs, nothing), GUIDANCE
                 ).to(task.dtype)
                 x = _ddim(task, x, v, int(now), int(after))
     finally:
         denoiser.train(was_training)
-    return x[0]
+    return x
 
 
 def _ddim(task: Diffusion, x: Tensor, v: Tensor, now: int, after: int) -> Tensor:
@@ -59,7 +65,7 @@ def _ddim(task: Diffusion, x: Tensor, v: Tensor, now: int, after: int) -> Tensor
 
 def strip(task: Diffusion, denoiser: nn.Module, sample: Sample, steps: int) -> NDArray[np.uint8]:
     """The strip as one RGB picture [H, W, 3].  With FSDP2 every process must call it."""
-    made = task.encoders.pictures(paint(task, denoiser, sample, steps)).cpu()  # [F, 3, H, W]
+    made = task.encoders.pictures(paint(task, denoiser, [sample], steps)[0]).cpu()  # [F, 3, H, W]
     reference = torch.from_numpy(sample.reference) * 0.5 + 0.5
     chosen = np.unique(np.linspace(0, sample.frames - 1, min(COLUMNS, sample.frames)).round().astype(int))
     poses = torch.from_numpy(sample.pose_images)

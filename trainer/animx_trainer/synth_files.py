@@ -25,6 +25,7 @@ from animx.atomic import output_error, writing
 from animx.canvas import Canvas
 from animx.config import Range, as_mapping
 from animx.errors import AnimxError, UsageError
+from animx.lock import holding
 from animx_trainer.bodies import check_families
 from animx_trainer.dress import LABELS
 from animx_trainer.shards import (
@@ -90,11 +91,16 @@ def draw_files(
     """Draw the clips into the folder `out`, or go on with it; returns what was written.
 
     Errors: `UsageError` for a finished folder without `overwrite`, one begun with other options, or a device that is
-    not there; `OutputError` for a full disk.
+    not there, or a folder in which another process is at work; `OutputError` for a full disk.
     """
     home = Path(out)
     _check_device(device)
-    _begin(home, options, overwrite)
+    with holding(home):
+        _begin(home, options, overwrite)
+        return _draw(home, options, device, on_progress)
+
+
+def _draw(home: Path, options: SynthFiles, device: str, on_progress: Callable[[str, int, int], None]) -> dict[str, Any]:
     on_progress("clips", 0, options.clips)
 
     def tell(done: int) -> None:
