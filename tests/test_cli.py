@@ -262,6 +262,15 @@ def test_every_error_has_its_exit_code(error: BaseException, code: int) -> None:
     assert explain(error)[1] == code
 
 
+def test_memory_that_torch_cannot_get_is_exit_5_too() -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert explain(raised.value)[1] == 5
+    assert explain(torch.OutOfMemoryError("CUDA out of memory"))[1] == 5
+    assert explain(RuntimeError("shapes do not match"))[1] == 1
+
+
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*args: object, **values: object) -> None:
         raise error

@@ -185,8 +185,11 @@ def explain(error: BaseException) -> tuple[str, int]:
         return str(error) or "terminated; nothing partial was left", EXIT_TERMINATED
     if isinstance(error, BrokenPipeError):
         return "", EXIT_CLOSED_PIPE
-    if isinstance(error, MemoryError):
-        return "out of memory. Try a smaller --size or a shorter --duration", OutOfMemoryError.exit_code
+    if _is_out_of_memory(error):
+        return (
+            "out of memory. Try a smaller --size or a shorter --duration; when training, a smaller batch",
+            OutOfMemoryError.exit_code,
+        )
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         if error.errno == errno.ENOENT:
             return "the working folder does not exist any more. Change to another one", 3
@@ -199,6 +202,15 @@ def explain(error: BaseException) -> tuple[str, int]:
     from animx.provenance import bug_report
 
     return bug_report(error), 1
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: in Python, on a device, or where torch allocates on the CPU (torch is not imported)."""
+    if isinstance(error, MemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: " in str(error)
 
 
 def _is_broken_install(error: BaseException) -> bool:
