@@ -45,11 +45,14 @@ def _end(found: dict[str, Any]) -> str:
     examples=(
         "animx bench ops",
         "animx bench ops --op motion_attention --providers torch,animx --json",
+        "animx bench ops --op selective_scan --base main~5",
         "animx bench ops --tune --op geglu_linear --device cuda",
     ),
 )
 @click.option("--op", "ops", multiple=True, metavar="NAME", help="Operator; repeatable.  [all]")
-@click.option("--providers", metavar="LIST", help="Of reference,torch,compile,animx,library.  [all but compile]")
+@click.option("--providers", metavar="LIST", help="Of reference,torch,compile,animx,library, and "
+              "kernel plugins by name.  [all but compile; with --base: animx]")  # fmt: skip
+@click.option("--base", metavar="REF", help="Measure the operators of this commit, branch or tag too, in turns.")
 @click.option("--shapes", metavar="LIST", help="Of small,claims,official.  [small,claims; on cuda: official]")
 @click.option("--check", is_flag=True, help="Check the results only; time nothing.")
 @click.option("--tune", is_flag=True, help="Search for the fastest right launch configurations; needs CUDA.")
@@ -62,6 +65,7 @@ def ops(
     out: Output,
     ops: tuple[str, ...],
     providers: str | None,
+    base: str | None,
     shapes: str | None,
     check: bool,
     tune: bool,
@@ -75,10 +79,13 @@ def ops(
     Each result is compared with float64 first, in memory that was full of NaN before; where animx's own is wrong, the
     command ends with exit 1 and no speed is shown. Ratios say how many times the operator's time another way takes.
 
+    With --base, the operators of another commit of this checkout run in a process of their own, from a copy that is
+    removed afterwards: base_over_animx above 1 means that today's are faster.
+
     With --tune, block sizes, warps and stages are searched instead; the best that are right go into a table that every
     later render reads over the shipped one.
     """
-    _tune_alone(tune, check, providers, target)
+    _tune_alone(tune, {"--check": check, "--providers": providers, "--base": base}, target)
     where = _place(device, dtype, "bench ops")
     if tune:
         _tune(out, ops, _words(shapes or "official"), target, seconds, where)
@@ -88,8 +95,9 @@ def ops(
     usual = "official" if where["device"].startswith("cuda") else "small,claims"
     found = bench_ops(
         ops or ("all",),
-        _words(providers) or ("reference", "torch", "animx", "library"),
+        _words(providers) or (("reference", "torch", "animx", "library") if base is None else ("animx",)),
         _words(shapes or usual),
+        base=base,
         check_only=check,
         seconds=seconds,
         **where,
@@ -103,19 +111,24 @@ def ops(
         lines.append(f"{name:<58} {row['errors'].get('animx', float('nan')):>8.1e} {timed}  {ratios}".rstrip())
     missing = {f"{name}: {why}" for row in found["rows"] for name, why in row["unavailable"].items()}
     lines += [f"not there: {one}" for one in sorted(missing)]
+    if found["base"]:
+        lines.append(f"base: {base}, commit {found['base']['commit']}")
+    if found["kernels"] != "auto":
+        lines.append(f"with ANIMX_KERNELS={found['kernels']}")
     if found["ceilings"]:
         top = found["ceilings"]
         lines.append(f"this machine, now: copies {top['copy_gb_s']:g} GB/s, products {top['matmul_tflop_s']:g} TFLOP/s")
     out.result(found, [*lines, _end(found)])
 
 
-def _tune_alone(tune: bool, check: bool, providers: str | None, target: str | None) -> None:
+def _tune_alone(tune: bool, others: dict[str, Any], target: str | None) -> None:
     from animx.errors import UsageError
 
     if target is not None and not tune:
         raise UsageError("--out: only --tune writes a table. Add --tune, or use --json for results")
-    if tune and (check or providers is not None):
-        raise UsageError(f"--tune: {'--check' if check else '--providers'} does not go with it; it checks animx's own")
+    given = [name for name, value in others.items() if value]
+    if tune and given:
+        raise UsageError(f"--tune: {given[0]} does not go with it; it checks animx's own")
 
 
 def _tune(

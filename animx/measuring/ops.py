@@ -1,44 +1,33 @@
 """`animx bench ops`: every operator of `animx_kernels` against other ways to compute the same.
 
 Providers: `reference` (the operator's plain PyTorch truth), `torch` (what one would write with PyTorch's own modules),
-`compile` (the reference through torch.compile), `animx` (the operator), `library` (somebody else's kernel).  One that
-is not there is named with the reason.
+`compile` (the reference as one graph through torch.compile), `animx` (the operator), `library` (somebody else's
+kernel, see `libraries`), and plugins by their names.  One that is not there is named with the reason.  `base` is the
+operator of another commit.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
+from animx import kernel_plugins, plugins
 from animx.bench import CheckError
 from animx.errors import UsageError, nearest
+from animx.measuring.base import Base, other_commit
+from animx.measuring.libraries import way
+from animx.measuring.subjects import SHAPES, Subject, poisoned, several, subjects, widened
 from animx.measuring.timing import SCHEMA, Ceilings, ceilings, error_of, in_turns, surroundings
-from animx_kernels.dispatch import Inputs, Op, draw, load_ops
-from animx_kernels.motion_attention import fold_motion
+from animx_kernels import providers as third_party
+from animx_kernels.dispatch import Op, load_ops
 
 PROVIDERS = ("reference", "torch", "compile", "animx", "library")
-SHAPES = ("small", "claims", "official")
-
-LIBRARIES = {"selective_scan": "mamba_ssm", "geglu": "liger_kernel"}
-"""Who else has the operator."""
-
-
-@dataclass
-class Subject:
-    """An operator at one shape."""
-
-    op: Op
-    shape: str
-    inputs: Inputs
-    eager: Callable[[], Any] | None = None
-    """The same by PyTorch's own modules."""
 
 
 @dataclass
@@ -64,6 +53,21 @@ class Row:
         }
 
 
+@dataclass(frozen=True)
+class _Bench:
+    """What is alike for all rows."""
+
+    providers: Sequence[str]
+    named: dict[str, kernel_plugins.Named]
+    """Plugins among the providers."""
+    base: Base | None
+    device: torch.device
+    dtype: torch.dtype
+    seconds: float
+    top: Ceilings | None
+    """None: nothing is timed."""
+
+
 def bench_ops(
     names: Sequence[str] = ("all",),
     providers: Sequence[str] = PROVIDERS,
@@ -73,30 +77,45 @@ def bench_ops(
     dtype: str = "float32",
     check_only: bool = False,
     seconds: float = 1.0,
+    base: str | None = None,
 ) -> dict[str, Any]:
     """Check, then time, operators by name.  Errors: `CheckError` where an operator's own result is wrong.
 
-    The result's `ratios` are named `op shape/provider_over_animx`: how many times the operator's time it takes.
+    base: a commit whose operators are measured too.  The result's `ratios` are named `op shape/provider_over_animx`:
+    how many times the operator's time it takes; those of the base come first.
     """
+    kernel_plugins.taken()  # what ANIMX_KERNELS says wrong is refused before anything is measured
     ops = load_ops()
     chosen = list(ops) if "all" in names else list(names)
     known("--op", chosen, ops)
-    known("--providers", providers, PROVIDERS)
+    known("--providers", providers, [*PROVIDERS, *plugins.find("kernels")])
+    known("--shapes", shapes, SHAPES)
+    named = _named(providers, chosen)
     place, kind = torch.device(device), getattr(torch, dtype)
-    rows, ratios = [], {}
-    with torch.no_grad():
+    with torch.no_grad(), ExitStack() as stack:
+        other = None if base is None else stack.enter_context(other_commit(base, place, kind))
+        absent = [] if other is None else [name for name in chosen if name not in other.operators]
+        if other is not None and len(absent) == len(chosen):
+            raise UsageError(f"--base {base}: commit {other.commit[:7]} has none of {', '.join(chosen)}")
         top = None if check_only else ceilings(place, kind)
-        for name in chosen:
-            for subject in subjects(ops[name], shapes, place, kind):
-                row = _row(subject, providers, top, place, kind, seconds)
-                rows.append(row)
-                for other, value in row.timed.get("ratios", {}).items():
-                    ratios[f"{row.op} {row.shape}/{other}_over_animx"] = value
+        asked = _Bench(providers, named, other, place, kind, seconds, top)
+        rows = [_row(one, asked) for name in chosen for one in subjects(ops[name], shapes, place, kind)]
+    if not rows:
+        raise UsageError(
+            f"--shapes {','.join(shapes)}: {', '.join(chosen)} has no such shapes. Known: {', '.join(SHAPES)}"
+        )
+    ratios = {
+        f"{row.op} {row.shape}/{name}_over_animx": value
+        for row in rows
+        for name, value in row.timed.get("ratios", {}).items()
+    }
     return {
         "bench": "ops",
         "schema": SCHEMA,
-        "ratios": ratios,
+        "ratios": dict(sorted(ratios.items(), key=lambda one: not one[0].endswith("/base_over_animx"))),
         "rows": [row.as_json() for row in rows],
+        "base": None if other is None else {"ref": base, "commit": other.commit[:7], "without": absent},
+        "kernels": os.environ.get("ANIMX_KERNELS") or "auto",
         "ceilings": None if top is None else top.as_json(),
         "dtype": dtype,
         **surroundings(place),
@@ -111,127 +130,73 @@ def known(option: str, given: Iterable[str], words: Iterable[str]) -> None:
             raise UsageError(f"{option} {one}: unknown.{nearest(one, words)} Known: {', '.join(words)}")
 
 
-def subjects(op: Op, shapes: Sequence[str], device: torch.device, dtype: torch.dtype) -> Iterator[Subject]:
-    """The operator at the shapes of these kinds: `small` and odd ones, `official` ones, CPU `claims`."""
-    for name, case in op.cases().items():
-        if ("official" if case.official else "small") in shapes:
-            inputs = case.make(device, dtype, 0)
-            yield Subject(op, name, inputs, _eager(op.name, inputs))
-    if "claims" in shapes and op.name == "motion_attention":
-        yield from (_motion(op, channels, device, dtype) for channels in (320, 640, 1280))
-    if "claims" in shapes and op.name == "selective_scan":
-        yield _scan(op, device, dtype)
+def _named(providers: Sequence[str], chosen: Sequence[str]) -> dict[str, kernel_plugins.Named]:
+    """The plugins among the providers; each must be for an operator that is measured."""
+    found = {name: kernel_plugins.provider(name) for name in providers if name not in PROVIDERS}
+    for name, one in found.items():
+        if one.operator not in chosen:
+            raise UsageError(f"--providers {name}: it is for operator '{one.operator}'. Add --op {one.operator}")
+    return found
 
 
-def _motion(op: Op, channels: int, device: torch.device, dtype: torch.dtype) -> Subject:
-    """4 slots of 1536 tokens; eager: layer norm, query projection, attention to 4 tokens, projection, residual."""
-    heads, slots = channels // 64, 4
-
-    def some(seed: int, scale: float, *shape: int) -> Tensor:
-        return draw(shape, device, dtype, seed, scale)
-
-    x, shift, bias = some(0, 1, slots, 1536, channels), some(2, 0.2, channels), some(5, 1, channels)
-    norm = 1 + some(1, 0.2, channels)
-    to_q, to_out = (some(seed, channels**-0.5, channels, channels) for seed in (3, 4))
-    k, v = some(6, 1, slots, heads, 4, 64), some(7, 1, slots, heads, 4, 64)
-    folded = fold_motion(norm, shift, to_q, to_out, bias, k, v)
-
-    def eager() -> Tensor:
-        q = torch.unflatten(F.linear(F.layer_norm(x, (channels,), norm, shift), to_q), -1, (heads, -1)).transpose(1, 2)
-        return x + F.linear(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2), to_out, bias)
-
-    return Subject(op, f"4x1536x{channels}", Inputs((x, *folded, heads, 1e-5), {}), eager)
-
-
-def _scan(op: Op, device: torch.device, dtype: torch.dtype) -> Subject:
-    """512 pixels of 33 slots, 640 channels, 16 states, one direction; the reference is the loop over time."""
-
-    def some(seed: int, *shape: int) -> Tensor:
-        return draw(shape, device, dtype, seed)
-
-    u, z = some(0, 1, 33, 512, 640), some(1, 1, 33, 512, 640)
-    delta = (some(2, 1, 33, 512, 640).float().abs() * 0.1).to(dtype)
-    a = -torch.arange(1, 17, device=device, dtype=torch.float32).expand(640, -1).contiguous()
-    b, c = some(3, 1, 33, 512, 16), some(4, 1, 33, 512, 16)
-    arguments = (u, delta, a, b, c, some(5, 640), z, None, None, None, False, False)
-    return Subject(op, "1x33x512x640, 16 states", Inputs(arguments, {}))
-
-
-def _eager(name: str, inputs: Inputs) -> Callable[[], Any] | None:
-    """The operator by PyTorch's own modules, in the layout they like; None where they have nothing of the kind."""
-    given = (*inputs.args, *inputs.kwargs.values())
-    if name == "geglu":
-        (x,) = given
-        return lambda: x.chunk(2, -1)[0] * F.gelu(x.chunk(2, -1)[1])
-    if name == "geglu_linear":
-        x, weight, bias = given
-
-        def gated() -> Tensor:
-            value, gate = F.linear(x, weight, bias).chunk(2, -1)
-            return value * F.gelu(gate)
-
-        return gated
-    if name == "layer_norm":
-        x, weight, bias, eps = given
-        return lambda: F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-    if name == "add_layer_norm":
-        x, residual, weight, bias, eps = given
-
-        def added() -> tuple[Tensor, Tensor]:
-            total = x + residual
-            return total, F.layer_norm(total, x.shape[-1:], weight, bias, eps)
-
-        return added
-    if name == "temporal_attention":
-        q, k, v, heads = given
-
-        def attended() -> Tensor:
-            rows = [t.unflatten(-1, (heads, -1)).permute(0, 2, 3, 1, 4).contiguous() for t in (q, k, v)]
-            return F.scaled_dot_product_attention(*rows).permute(0, 3, 1, 2, 4).flatten(-2).contiguous()
-
-        return attended
-    return None
-
-
-def _row(
-    subject: Subject, providers: Sequence[str], top: Ceilings | None, device: torch.device, dtype: torch.dtype,
-    seconds: float,
-) -> Row:  # fmt: skip
-    op, inputs = subject.op, subject.inputs
-    calls, missing = _calls(subject, providers, device)
-    wide = widened(inputs)
+def _row(subject: Subject, asked: _Bench) -> Row:
+    op = subject.op
+    ways, missing = _ways(subject, asked)
+    wide = widened(subject.inputs)
     truth = op.compared(several(op.reference(*wide.args, **wide.kwargs)))
-    allowed = op.tolerance[dtype]
-    errors = {}
-    for name, call in list(calls.items()):
+    allowed = op.tolerance[asked.dtype]
+    errors: dict[str, float] = {}
+    for name, one in ways.items():
         try:
-            with poisoned():
-                found = op.compared(several(call()))
+            found = one.result(op)
+            if len(found) != len(truth) or any(a.shape != b.shape for a, b in zip(found, truth, strict=False)):
+                raise ValueError(f"results of other shapes: {[tuple(x.shape) for x in found]}")
         except Exception as problem:  # another project's code may fail in any way: it is named as missing; ours may not
             if name == "animx":
                 raise
-            missing[name] = f"{type(problem).__name__}: {str(problem).splitlines()[0][:120] if str(problem) else ''}"
-            del calls[name]
+            missing[name] = _first_line(problem)
             continue
-        errors[name] = max(error_of(a, b) for a, b in zip(found, truth, strict=True))
-        if errors[name] > allowed and name != "animx":
+        errors[name] = max((error_of(a.to(b.device), b) for a, b in zip(found, truth, strict=True)), default=0.0)
+        if not errors[name] <= allowed and name != "animx":
             missing[name] = f"its result is off by {errors[name]:.2g} (allowed {allowed:g})"
-            del calls[name]
-    if errors.get("animx", 0.0) > allowed:
+    if not errors.get("animx", 0.0) <= allowed:
         raise CheckError(
             f"bench ops: {op.name} at {subject.shape} is off by {errors['animx']:.2g}, allowed is {allowed:g}; no "
             "speed is shown"
         )
     row = Row(op.name, subject.shape, errors, missing)
-    if top is not None:
-        row.timed = _timed(subject, calls, top, device, seconds)
+    if asked.top is not None:
+        right = {name: one for name, one in ways.items() if name not in missing}
+        row.timed = _timed(subject, right, asked.top, asked)
     return row
 
 
-def _timed(
-    subject: Subject, calls: dict[str, Callable[[], Any]], top: Ceilings, device: torch.device, seconds: float
-) -> dict[str, Any]:
-    spreads = in_turns(calls, device, seconds)
+@dataclass(frozen=True)
+class _Way:
+    """One provider at one shape."""
+
+    call: Callable[[], Any]
+    back: Callable[[Any], Any] = lambda found: found
+    """What `call` returned, in the operator's layout."""
+    base: Base | None = None
+    """Called and timed elsewhere."""
+
+    def result(self, op: Op) -> tuple[Any, ...]:
+        """What is compared, from memory that was full of NaN before."""
+        if self.base is not None:
+            told = self.base.results()
+            if isinstance(told, str):
+                raise UsageError(told)
+            return tuple(told)
+        with poisoned():
+            found: tuple[Any, ...] = op.compared(several(self.back(self.call())))
+        return found
+
+
+def _timed(subject: Subject, ways: dict[str, _Way], top: Ceilings, asked: _Bench) -> dict[str, Any]:
+    here = {name: one.call for name, one in ways.items() if one.base is None}
+    elsewhere = {name: one.base.seconds for name, one in ways.items() if one.base is not None}
+    spreads = in_turns(here, asked.device, asked.seconds, elsewhere=elsewhere)
     cost = subject.op.cost(*subject.inputs.args, **subject.inputs.kwargs)
     least = top.floor(cost.flops, cost.bytes)
     own = spreads.get("animx")
@@ -247,67 +212,69 @@ def _timed(
     return {"ratios": ratios, "times": times, "floor": subject.op.note}
 
 
-def _calls(
-    subject: Subject, providers: Sequence[str], device: torch.device
-) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+def _ways(subject: Subject, asked: _Bench) -> tuple[dict[str, _Way], dict[str, str]]:
+    """Every provider that is there, the base first, and why the others are not."""
     op, inputs = subject.op, subject.inputs
-    calls: dict[str, Callable[[], Any]] = {}
+    found: dict[str, _Way] = {}
     missing: dict[str, str] = {}
-    for name in providers:
-        if name == "animx":
-            calls[name] = lambda: op.function(*inputs.args, **inputs.kwargs)
-        elif name == "reference":
-            calls[name] = lambda: op.reference(*inputs.args, **inputs.kwargs)
-        elif name == "torch" and subject.eager is not None:
-            calls[name] = subject.eager
-        elif name == "torch":
-            missing[name] = "PyTorch has no module of the kind; the reference is plain PyTorch"
-        elif name == "compile":
-            compiled = torch.compile(op.reference, dynamic=False)
-            calls[name] = lambda compiled=compiled: compiled(*inputs.args, **inputs.kwargs)  # type: ignore[misc]
+
+    def put(name: str, made: _Way | str) -> None:
+        if isinstance(made, str):
+            missing[name] = made
         else:
-            missing[name] = _library(op.name, device)
-    return calls, missing
+            found[name] = made
+
+    if asked.base is not None:
+        put("base", asked.base.take(subject) or _Way(lambda: None, base=asked.base))
+    for name in asked.providers:
+        if name == "animx":
+            put(name, _Way(lambda: op.function(*inputs.args, **inputs.kwargs)))
+        elif name == "reference":
+            put(name, _Way(lambda: op.reference(*inputs.args, **inputs.kwargs)))
+        elif name == "torch" and subject.eager is not None:
+            put(name, _Way(subject.eager))
+        elif name == "torch":
+            put(name, "PyTorch has no module of the kind; the reference is plain PyTorch")
+        elif name == "compile":
+            put(name, _compiled(subject))
+        elif name == "library":
+            made = _guarded(lambda: way(op.name, inputs, asked.device))
+            put(name, made if isinstance(made, str) else _Way(*made))
+        elif asked.named[name].operator == op.name:
+            put(name, _plugin(subject, name, asked.named[name]))
+    return found, missing
 
 
-def _library(name: str, device: torch.device) -> str:
-    """Why no library stands beside this operator."""
-    module = LIBRARIES.get(name)
-    if module is None:
-        return "no library has this operator"
-    if device.type != "cuda":
-        return f"{module} runs on CUDA only"
-    if importlib.util.find_spec(module) is None:
-        return f"{module} is not installed"
-    if module == "liger_kernel":
-        return "liger_kernel's GEGLU takes the tanh approximation: another function"
-    return "use the network's field scan=mamba-ssm: animx bench unet"
-
-
-def widened(inputs: Inputs) -> Inputs:
-    """The same arguments with every floating-point tensor in float64."""
-
-    def widen(value: Any) -> Any:
-        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    return Inputs(tuple(map(widen, inputs.args)), {name: widen(value) for name, value in inputs.kwargs.items()})
-
-
-def several(found: Any) -> tuple[Tensor, ...]:
-    """One result or several, as several."""
-    return tuple(found) if isinstance(found, tuple | list) else (found,)
-
-
-@contextlib.contextmanager
-def poisoned() -> Iterator[None]:
-    """Within, memory of new tensors is full of NaN until it is written."""
-    memory: Any = torch.utils.deterministic
-    fill, strict = memory.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
-    warn = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory.fill_uninitialized_memory = True
-    torch.use_deterministic_algorithms(True, warn_only=True)
+def _guarded(work: Callable[[], Any]) -> Any:
+    """What `work` returns, or why it fails: other people's code may fail in any way."""
     try:
-        yield
-    finally:
-        memory.fill_uninitialized_memory = fill
-        torch.use_deterministic_algorithms(strict, warn_only=warn)
+        return work()
+    except Exception as problem:
+        return _first_line(problem)
+
+
+def _first_line(problem: Exception) -> str:
+    if isinstance(problem, UsageError):
+        return str(problem)
+    said = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return f"{type(problem).__name__}: {said[0][:160] if said else ''}"
+
+
+def _compiled(subject: Subject) -> _Way | str:
+    """The reference as one graph; compiled here, since a graph that was given up would run uncompiled later.
+
+    Compilers are told to forget what they know first: they give a function up after some shapes, and say so nowhere.
+    """
+    args, kwargs = subject.inputs
+    torch.compiler.reset()
+    compiled = torch.compile(subject.op.reference, dynamic=False, fullgraph=True)
+    failed = _guarded(lambda: None if compiled(*args, **kwargs) is not None else "it returned nothing")
+    return failed if isinstance(failed, str) else _Way(partial(compiled, *args, **kwargs))
+
+
+def _plugin(subject: Subject, name: str, one: kernel_plugins.Named) -> _Way | str:
+    arguments = third_party.arguments_of(subject.op.name, *subject.inputs)
+    found = _guarded(lambda: third_party.given(subject.op.name, name, one, arguments))
+    if found is None or isinstance(found, str):
+        return found or "it does not take this shape or type"
+    return _Way(lambda: one.call(*arguments))

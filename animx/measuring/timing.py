@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,19 +67,37 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 
 def in_turns(
-    calls: Mapping[str, Callable[[], object]], device: torch.device, seconds: float = 1.0, most: int = 50
+    calls: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    seconds: float = 1.0,
+    most: int = 50,
+    *,
+    elsewhere: Mapping[str, Callable[[], float]] | None = None,
 ) -> dict[str, Spread]:
     """Time every call by name, one after the other, again and again, so that a busy machine slows all alike.
 
     One round is left out (first use); then rounds for about `seconds` of measured time, at least 3, at most `most`.
+
+    elsewhere: clocks of another process that return the seconds of a call there, after one that is not measured; calls
+    here then begin with one that is not measured, too.  Their place in the round changes from round to round.
     """
+    other = elsewhere or {}
     for call in calls.values():
         call()
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    for clock in other.values():
+        clock()
+
+    def here(call: Callable[[], object]) -> float:
+        if other:
+            call()
+        return seconds_of(call, device)
+
+    clocks: dict[str, Callable[[], float]] = {**other, **{name: partial(here, call) for name, call in calls.items()}}
+    found: dict[str, list[float]] = {name: [] for name in clocks}
     spent, rounds = 0.0, 0
     while rounds < 3 or (spent < seconds and rounds < most):
-        for name, call in calls.items():
-            took = seconds_of(call, device)
+        for name in reversed(clocks) if other and rounds % 2 else clocks:
+            took = clocks[name]()
             found[name].append(took)
             spent += took
         rounds += 1

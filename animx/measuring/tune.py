@@ -20,7 +20,8 @@ from torch import Tensor
 from animx.atomic import check_parent, output_error, writing
 from animx.bench import CheckError, commit
 from animx.errors import InputError, UsageError
-from animx.measuring.ops import known, poisoned, several, widened
+from animx.measuring.ops import known
+from animx.measuring.subjects import poisoned, several, widened
 from animx.measuring.timing import SCHEMA, error_of, in_turns, surroundings
 from animx_kernels import tuning
 from animx_kernels.dispatch import Case, Inputs, LookUp, Op, configured, load_ops, watched

@@ -187,3 +187,11 @@ def _agree(operator: str, name: str, arguments: tuple[Any, ...], found: Any) -> 
         due = ", ".join(f"{shape} {dtype}" for shape, dtype, _ in right)
         where = "" if places == {device} else f" on {', '.join(map(str, places))}"
         raise ProviderError(f"'{name}' gave {shown}{where} for {operator}, whose results are {due} on {device}")
+
+
+def arguments_of(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """All arguments of a call of `torch.ops.animx.<operator>` in their order, defaults filled in."""
+    definition: Any = OPDEFS[f"animx::{operator}"]
+    bound = inspect.signature(definition._init_fn).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return tuple(bound.arguments.values())
