@@ -25,7 +25,7 @@ REGISTERS = 16
 WITHOUT_BODY = {"group_norm_silu_backward"}
 """Operators that are plain torch on every device."""
 
-LEAST = {"quantise_rows": 89, "linear8": 89, "geglu_linear8": 89}
+LEAST = {"quantise_rows": 89, "linear8": 89, "geglu_linear8": 89, "geglu_rows8": 89}
 """Capability from which cards have an operator, where that is not the first of them."""
 
 

@@ -151,11 +151,13 @@ def plan_attention(
     keys = k8.shape[2]
     config = tuned("attention8", f"d{d}", capability)
     wide = q.dtype == torch.float32
+    # float32 shares and values take twice the memory; widths above 64, or that fill no block, more registers.
+    across = power(d, 32)
+    columns = max(16, config["BN"] // (2 if wide else 1) // (2 if across > 64 or across != d else 1))
     constants = {
-        # float32 shares and values take twice the memory.
         "BM": min(config["BM"] // (2 if wide else 1), power(tokens, 16)),
-        "BN": min(config["BN"] // (2 if wide else 1), power(keys, 32)),
-        "BD": power(d, 32),
+        "BN": min(columns, power(keys, 32)),
+        "BD": across,
     }
     constants |= {"EVEN": keys % constants["BN"] == 0, "FULL": d == constants["BD"], "WIDE": wide or widen}
     values: dict[str, Any] = {"q": q, "k8": k8, "k_scale": k_scale, "v": v, "out": out}

@@ -15,13 +15,17 @@ from torch.nn import functional as F
 from animx_kernels.dispatch import Build, Case, Cost, Inputs, Op, draw, nbytes, register
 from animx_kernels.dispatch import use_triton as use_triton
 from animx_kernels.quantise8 import (
+    E4M3,
     LEAST_CAPABILITY,
+    ROUNDED,
     SIZES,
     Rows8,
     body_refusal,
+    compared,
     dequantised,
     quantise_rows,
     quantise_weight,
+    rows_reference,
 )
 
 
@@ -138,6 +142,48 @@ def geglu_linear8(
     return _geglu_linear8(*rows, weight, scale, bias, kind)
 
 
+STRETCH = 128
+"""Neighbouring channels that share a scale in `geglu_rows8`."""
+
+
+def geglu_rows8_reference(
+    x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """geglu of the projection, not rounded before it is quantised in stretches."""
+    value, gate = _product(x, x_scale, weight, scale, bias).chunk(2, -1)
+    values, sizes = rows_reference((value * F.gelu(gate)).unflatten(-1, (-1, STRETCH)))
+    return values.flatten(-2), sizes[..., 0]
+
+
+@torch.library.custom_op("animx::geglu_rows8", mutates_args=())
+def _geglu_rows8(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    if use_triton("geglu_rows8", x_scale, scale, bias, refusal=body_refusal(x)):
+        from animx_kernels.linear8_triton import geglu_rows8_forward
+
+        return geglu_rows8_forward(x, x_scale, weight, scale, bias)
+    return geglu_rows8_reference(x, x_scale, weight, scale, bias)
+
+
+@_geglu_rows8.register_fake
+def _geglu_rows8_fake(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    width = weight.shape[0] // 2
+    return x.new_empty((*x.shape[:-1], width), dtype=E4M3), x_scale.new_empty((*x.shape[:-1], width // STRETCH))
+
+
+def geglu_rows8(x: Tensor | Rows8, weight: Tensor, scale: Tensor, bias: Tensor) -> Rows8:
+    """`geglu_linear8` whose result is quantised where it is computed, for the `linear8` after it.
+
+    One scale for each 128 neighbouring channels.  Where 128 does not divide D, the rows are quantised afterwards, with
+    one scale each.
+    """
+    if weight.shape[0] % (2 * STRETCH):
+        kind = x.dtype if isinstance(x, Tensor) else bias.dtype
+        return quantise_rows(geglu_linear8(x, weight, scale, bias, kind))
+    rows = quantise_rows(x) if isinstance(x, Tensor) else x
+    _refuse("geglu_rows8", rows, weight, scale, bias)
+    return Rows8(*_geglu_rows8(*rows, weight, scale, bias))
+
+
 def _rows(
     x: Tensor | Rows8, dtype: torch.dtype | None, residual: Tensor | None, bias: Tensor | None
 ) -> tuple[Rows8, torch.dtype]:
@@ -180,26 +226,36 @@ def _geglu_cost(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias:
     return Cost(1, 2 * rows * weight.numel(), read, rows * weight.shape[0] // 2 * dtype.itemsize)
 
 
-def _layer(rows: int, inner: int, out: int, device: torch.device | str, dtype: torch.dtype, seed: int) -> list[Tensor]:
-    """x, its scale, weight, its scale, bias: quantised from numbers of type `dtype`."""
-    x = quantise_rows(draw((rows, inner), device, dtype, seed))
+def _geglu_rows_cost(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Cost:
+    made = x.numel() // x.shape[-1] * (weight.shape[0] // 2)
+    flops = 2 * x.numel() // x.shape[-1] * weight.numel()
+    return Cost(1, flops, nbytes(x, x_scale, weight, scale, bias), made + made // STRETCH * 4)
+
+
+def _layer(
+    rows: int, inner: int, out: int, device: torch.device | str, dtype: torch.dtype, seed: int, scales: int = 1
+) -> list[Tensor]:
+    """x, its scales, weight, its scale, bias: quantised from numbers of type `dtype`."""
+    values, sizes = quantise_rows(draw((rows * scales, inner // scales), device, dtype, seed))
+    x = (values.view(rows, inner), sizes.view(rows, scales))
     weight = quantise_weight(draw((out, inner), device, dtype, seed + 1, inner**-0.5))
     return [*x, *weight, draw((out,), device, dtype, seed + 2)]
 
 
 def _linear_cases() -> dict[str, Case]:
-    def case(rows: int, inner: int, out: int, extras: bool = True, official: bool = False) -> Case:
+    def case(rows: int, inner: int, out: int, extras: bool = True, official: bool = False, scales: int = 1) -> Case:
         def make(device: torch.device | str, dtype: torch.dtype, seed: int) -> Inputs:
-            *layer, bias = _layer(rows, inner, out, device, dtype, seed)
+            *layer, bias = _layer(rows, inner, out, device, dtype, seed, scales)
             residual = draw((rows, out), device, dtype, seed + 3) if extras else None
             return Inputs((*layer, bias if extras else None, residual, dtype), {})
 
         return Case(make, official)
 
     small = {"small": case(37, 64, 48), "odd": case(5, 19, 7), "bare": case(3, 144, 33, False)}
+    small |= {"stretches": case(9, 256, 20, scales=4), "stretches of 24": case(3, 72, 16, scales=3)}
     official = {f"{name} to q, k, v": case(*size, 3 * size[1], False, True) for name, size in SIZES.items()}
     official |= {
-        f"{name} out of the feed-forward": case(rows, 4 * width, width, True, True)
+        f"{name} out of the feed-forward": case(rows, 4 * width, width, True, True, width // 32)
         for name, (rows, width) in SIZES.items()
     }
     return small | official
@@ -213,6 +269,17 @@ def _geglu_cases() -> dict[str, Case]:
         return Case(make, official)
 
     small = {"small": case(37, 64, 48), "odd": case(5, 19, 7), "one row": case(1, 144, 33)}
+    return small | {name: case(rows, width, 4 * width, True) for name, (rows, width) in SIZES.items()}
+
+
+def _geglu_rows_cases() -> dict[str, Case]:
+    def case(rows: int, inner: int, width: int, official: bool = False) -> Case:
+        def make(device: torch.device | str, dtype: torch.dtype, seed: int) -> Inputs:
+            return Inputs((*_layer(rows, inner, 2 * width, device, dtype, seed),), {})
+
+        return Case(make, official)
+
+    small = {"small": case(5, 64, 256), "odd": case(17, 19, 128)}
     return small | {name: case(rows, width, 4 * width, True) for name, (rows, width) in SIZES.items()}
 
 
@@ -233,6 +300,19 @@ register(
         _linear_cost,
         lambda capability: _builds("linear8", capability),
         "8-bit matrix units: 2 * rows * K * D FLOP, twice the rate of 16 bits",
+    )
+)
+register(
+    Op(
+        "geglu_rows8",
+        _geglu_rows8,
+        geglu_rows8_reference,
+        _geglu_rows_cases,
+        _geglu_rows_cost,
+        lambda capability: _builds("geglu_rows8", capability),
+        "8-bit matrix units: 2 * rows * K * 2D FLOP, twice the rate of 16 bits",
+        compared=compared,
+        tolerance=ROUNDED,
     )
 )
 register(

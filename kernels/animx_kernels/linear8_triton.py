@@ -16,7 +16,9 @@ from torch import Tensor
 from animx_kernels.dispatch import Build, card, interpreted, tuned
 from animx_kernels.geglu_triton import geglu_forward, gelu_parts
 from animx_kernels.launch import Launch, as_rows, blocks, build, power, run
+from animx_kernels.linear8 import STRETCH
 from animx_kernels.quantise8 import E4M3
+from animx_kernels.quantise8_triton import to_e4m3
 
 
 @triton.jit
@@ -84,11 +86,14 @@ def linear8_kernel(
 
 @triton.jit
 def geglu_linear8_kernel(
-    x, x_scale, weight, scale, bias, y, rows, inner, width, x_row, weight_row, scales, stretch,
+    x, x_scale, weight, scale, bias, y, y_scale, rows, inner, width, x_row, weight_row, scales, stretch,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, GROUP: tl.constexpr,
     EVEN: tl.constexpr, SCALES: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """x [rows, inner], weight [2 * width, inner] -> y [rows, width]: two accumulators, values and their gates."""
+    """x [rows, inner], weight [2 * width, inner] -> y [rows, width]: two accumulators, values and their gates.
+
+    With y_scale [rows, width / COLUMNS] y is e4m3: each tile's rows are quantised as they are.
+    """
     block, column_block = tile_of(tl.program_id(0), rows, width, ROWS, COLUMNS, GROUP)
     row = block.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = column_block * COLUMNS + tl.arange(0, COLUMNS)
@@ -125,12 +130,18 @@ def geglu_linear8_kernel(
     gate = gate * tl.load(scale + width + column, known, 0)[None, :]
     gate += tl.load(bias + width + column, known, 0).to(tl.float32)[None, :]
     cdf, _ = gelu_parts(gate)
+    made = value * gate * cdf
+    if y_scale is not None:
+        made, size = to_e4m3(made, WIDEN)
+        tl.store(y_scale + row * (width // COLUMNS) + column_block, size, row < rows)
     to = y + row[:, None] * width + column[None, :]
-    tl.store(to, (value * gate * cdf).to(y.dtype.element_ty), (row < rows)[:, None] & known[None, :])
+    tl.store(to, made.to(y.dtype.element_ty), (row < rows)[:, None] & known[None, :])
 
 
-def _tiles(name: str, x: Tensor, scales: int, width: int, capability: int, widen: bool) -> dict[str, Any]:
-    """The constants of a launch, and under `config` its warps and stages."""
+def _tiles(
+    name: str, x: Tensor, scales: int, width: int, capability: int, widen: bool, columns: int | None = None
+) -> dict[str, Any]:
+    """The constants of a launch, and under `config` its warps and stages; `columns`: if they are not the table's."""
     rows, inner = x.shape
     config = tuned(name, str(inner), capability)
     size = min(config["inner"], power(inner, 32))
@@ -138,7 +149,7 @@ def _tiles(name: str, x: Tensor, scales: int, width: int, capability: int, widen
         size //= 2
     return {
         "ROWS": min(config["rows"], power(rows, 16)),
-        "COLUMNS": min(config["columns"], power(width, 16)),
+        "COLUMNS": columns or min(config["columns"], power(width, 16)),
         "INNER": size,
         "GROUP": config["group"],
         "EVEN": inner % size == 0,
@@ -166,14 +177,23 @@ def plan_linear8(
 
 
 def plan_geglu_linear8(
-    x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, y: Tensor, capability: int, widen: bool
-) -> Launch:
-    """x e4m3 [rows, K], x_scale [rows, S], weight e4m3 [2D, K] -> y [rows, D]."""
+    x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, y: Tensor, y_scale: Tensor | None,
+    capability: int, widen: bool,
+) -> Launch:  # fmt: skip
+    """x e4m3 [rows, K], x_scale [rows, S], weight e4m3 [2D, K] -> y [rows, D], e4m3 with y_scale [rows, D / 128]."""
     (rows, inner), width, scales = x.shape, y.shape[1], x_scale.shape[1]
-    constants = _tiles("geglu_linear8", x, scales, width, capability, widen)
+    name, columns = ("geglu_linear8", None) if y_scale is None else ("geglu_rows8", STRETCH)
+    constants = _tiles(name, x, scales, width, capability, widen, columns)
     config = constants.pop("config")
     values: dict[str, Any] = {"x": x, "x_scale": x_scale, "weight": weight, "scale": scale, "bias": bias, "y": y}
-    values |= {"rows": rows, "inner": inner, "width": width, "x_row": x.stride(0), "weight_row": weight.stride(0)}
+    values |= {
+        "y_scale": y_scale,
+        "rows": rows,
+        "inner": inner,
+        "width": width,
+        "x_row": x.stride(0),
+        "weight_row": weight.stride(0),
+    }
     values |= {"scales": scales, "stretch": inner // scales}
     grid = (blocks(rows, constants["ROWS"]) * blocks(width, constants["COLUMNS"]),)
     return Launch(geglu_linear8_kernel, grid, values, constants, config["num_warps"], config["num_stages"])
@@ -220,8 +240,23 @@ def geglu_linear8_forward(
     if _by_library("geglu_linear8", rows, size, weight, dtype):
         return geglu_forward(_product(rows, size, weight, scale, dtype).add_(bias)).view(y.shape)
     weight = weight if weight.stride(1) == 1 else weight.contiguous()
-    run(plan_geglu_linear8(rows, size, weight, scale, bias, flat, card(x.device), interpreted()))
+    run(plan_geglu_linear8(rows, size, weight, scale, bias, flat, None, card(x.device), interpreted()))
     return y
+
+
+def geglu_rows8_forward(
+    x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """See `linear8.geglu_rows8`."""
+    width = weight.shape[0] // 2
+    y = x.new_empty((*x.shape[:-1], width), dtype=E4M3)
+    y_scale = x_scale.new_empty((*x.shape[:-1], width // STRETCH))
+    if y.numel():
+        rows, size = as_rows(x), as_rows(x_scale).contiguous()
+        flat, sizes = y.view(-1, width), y_scale.view(-1, width // STRETCH)
+        weight = weight if weight.stride(1) == 1 else weight.contiguous()
+        run(plan_geglu_linear8(rows, size, weight, scale, bias, flat, sizes, card(x.device), interpreted()))
+    return y, y_scale
 
 
 def builds(which: str, capability: int) -> list[Build]:
@@ -231,10 +266,13 @@ def builds(which: str, capability: int) -> list[Build]:
         return torch.empty(shape, device="meta", dtype=dtype)
 
     rows, found = 12672, []
-    if which == "geglu_linear8":
-        x, weight, out = empty(rows, 1280, dtype=E4M3), empty(10240, 1280, dtype=E4M3), empty(rows, 5120)
+    if which != "linear8":
+        quantised = which == "geglu_rows8"
+        x, weight = empty(rows, 1280, dtype=E4M3), empty(10240, 1280, dtype=E4M3)
         size, scale = empty(rows, 1, dtype=torch.float32), empty(10240, dtype=torch.float32)
-        return [build(plan_geglu_linear8(x, size, weight, scale, empty(10240), out, capability, False))]
+        out = empty(rows, 5120, dtype=E4M3 if quantised else torch.bfloat16)
+        sizes = empty(rows, 5120 // STRETCH, dtype=torch.float32) if quantised else None
+        return [build(plan_geglu_linear8(x, size, weight, scale, empty(10240), out, sizes, capability, False))]
     for inner, scales, extras in ((1280, 1, False), (5120, 1, True), (5120, 40, True)):
         x, weight, out = empty(rows, inner, dtype=E4M3), empty(1280, inner, dtype=E4M3), empty(rows, 1280)
         size, scale = empty(rows, scales, dtype=torch.float32), empty(1280, dtype=torch.float32)

@@ -8,6 +8,7 @@ its scale: it stays visible in what is computed from it, where a conversion alon
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -133,12 +134,21 @@ def _rows_cases() -> dict[str, Case]:
     return small | official | {"L0 gated": case(SIZES["L0"][0], 1280, True)}
 
 
-def _builds(capability: int) -> list[Build]:
+def _builds(which: str, capability: int) -> list[Build]:
     if capability < LEAST_CAPABILITY:
         return []
     from animx_kernels import quantise8_triton
 
-    return quantise8_triton.builds("quantise_rows", capability)
+    return quantise8_triton.builds(which, capability)
+
+
+ROUNDED: Mapping[torch.dtype, float] = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), 1 / 14)
+"""Tolerance of results in e4m3 whose exact value is computed: what lies half-way may be rounded to either side."""
+
+
+def compared(found: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Of results that end with rows of 8 bits: what they stand for."""
+    return *found[:-2], dequantised(Rows8(*found[-2:]), torch.float64)
 
 
 register(
@@ -148,7 +158,7 @@ register(
         rows_reference,
         _rows_cases,
         _rows_cost,
-        _builds,
+        lambda capability: _builds("quantise_rows", capability),
         "memory: one read of x, one byte written per number",
     )
 )
