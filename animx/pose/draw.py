@@ -56,9 +56,10 @@ RADIUS = 4
 HAND_EDGES: tuple[tuple[int, int], ...] = tuple(
     (0 if k % 4 == 1 else k - 1, k) for finger in range(5) for k in range(4 * finger + 1, 4 * finger + 5)
 )
-_HAND_COLOURS = tuple(tuple(255.0 * c for c in colorsys.hsv_to_rgb(k / 20.0, 1.0, 1.0)) for k in range(20))
+HAND_COLOURS = tuple(tuple(255.0 * c for c in colorsys.hsv_to_rgb(k / 20.0, 1.0, 1.0)) for k in range(20))
 # The released code dims the whole canvas after the limbs; limbs are opaque, so dimmed colours give the same bytes.
-_LIMB_COLOURS = tuple(tuple(int(c * 0.6) for c in colour) for colour in COLOURS)
+LIMB_COLOURS = tuple(tuple(int(c * 0.6) for c in colour) for colour in COLOURS)
+HAND_JOINT = (0, 0, 255)
 
 _FACE_CHAINS: tuple[tuple[int, int, bool], ...] = (
     (0, 17, False), (17, 22, False), (22, 27, False), (27, 31, False), (31, 36, False),
@@ -87,20 +88,37 @@ def person_dictionary(
     """
     if keypoints.shape != (JOINTS, 2) or scores.shape != (JOINTS,):
         raise InputError(f"keypoints: shape {list(keypoints.shape)}, expected [{JOINTS}, 2]")
+    found = person_dictionaries(keypoints[None], scores[None], canvas, min_score)
+    return {"candidate": found["candidate"][0], "subset": found["subset"][0], "hands": found["hands"][0],
+            "faces": found["faces"]}  # fmt: skip
+
+
+def person_dictionaries(
+    keypoints: NDArray[np.floating[Any]],
+    scores: NDArray[np.floating[Any]],
+    canvas: Canvas,
+    min_score: float = MIN_SCORE,
+) -> dict[str, NDArray[np.float64]]:
+    """The person dictionaries of T frames from [T, 134, 2] px and [T, 134], each value with T in front.
+
+    `faces` is [T, 68, 2]: one face a frame.
+    """
     points = np.asarray(keypoints, np.float64) / canvas.size
     # float32 scores are compared in float32, so that 0.3 read from a file is not above 0.3.
     limit = scores.dtype.type(min_score)
     points[scores < limit] = -1.0
-    candidate = np.full((20, 2), -1.0)
-    subset = np.full(20, -1.0)
-    candidate[:18] = points[:18]
-    subset[:18] = np.where(scores[:18] > limit, np.arange(18.0), -1.0)
-    for row, toes in ((18, (L_BIG_TOE, L_SMALL_TOE)), (19, (R_BIG_TOE, R_SMALL_TOE))):
-        if all(scores[toe] > limit for toe in toes):
-            candidate[row] = points[list(toes)].mean(axis=0)
-            subset[row] = row
-    hands = np.stack([points[LEFT_HAND.start : LEFT_HAND.stop], points[RIGHT_HAND.start : RIGHT_HAND.stop]])
-    return {"candidate": candidate, "subset": subset, "hands": hands, "faces": points[None, FACE.start : FACE.stop]}
+    seen = scores > limit
+    candidate = np.full((len(points), 20, 2), -1.0)
+    subset = np.full((len(points), 20), -1.0)
+    candidate[:, :18] = points[:, :18]
+    subset[:, :18] = np.where(seen[:, :18], np.arange(18.0), -1.0)
+    for row, big, small in ((18, L_BIG_TOE, L_SMALL_TOE), (19, R_BIG_TOE, R_SMALL_TOE)):
+        both = seen[:, big] & seen[:, small]
+        candidate[both, row] = (points[both, big] + points[both, small]) / 2
+        subset[both, row] = row
+    hands = [points[:, hand.start : hand.stop] for hand in (LEFT_HAND, RIGHT_HAND)]
+    return {"candidate": candidate, "subset": subset, "hands": np.stack(hands, axis=1),
+            "faces": points[:, FACE.start : FACE.stop]}  # fmt: skip
 
 
 def draw_person(
@@ -111,7 +129,7 @@ def draw_person(
     The released files have hands and no face; `toes=False` draws the 18 OpenPose joints alone.
     """
     image = np.zeros((canvas.height, canvas.width, 3), np.uint8)
-    scaled = _near(person["candidate"]) * canvas.size
+    scaled = near(person["candidate"]) * canvas.size
     drawn = np.asarray(person["subset"], np.float64).reshape(-1) != -1
     count = 20 if toes else 18
     xy, seen = scaled.tolist(), drawn.tolist()
@@ -121,23 +139,30 @@ def draw_person(
             half = int(math.sqrt((ax - bx) ** 2 + (ay - by) ** 2) / 2)
             angle = int(math.degrees(math.atan2(ay - by, ax - bx)))
             centre = int((ax + bx) / 2), int((ay + by) / 2)
-            outline = np.asarray(cv2.ellipse2Poly(centre, (half, RADIUS), angle, 0, 360, 1), np.int32)
-            cv2.fillConvexPoly(image, outline, _LIMB_COLOURS[i])
+            fill_limb(image, centre, half, angle, LIMB_COLOURS[i])
     for i in range(count):
         if seen[i]:
             cv2.circle(image, (int(xy[i][0]), int(xy[i][1])), RADIUS, COLOURS[i], thickness=-1)
     if hands:
-        for hand in _near(person["hands"]):
+        for hand in near(person["hands"]):
             _draw_hand(image, hand, canvas)
     if face:
-        for points in _near(person["faces"]):
+        for points in near(person["faces"]):
             for x, y in _pixels(points, canvas):
                 if x > 0 and y > 0:
                     cv2.circle(image, (x, y), 3, (255, 255, 255), thickness=-1)
     return image
 
 
-def _near(points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def fill_limb(
+    image: NDArray[np.uint8], centre: tuple[int, int], half: int, angle: int, colour: tuple[float, ...]
+) -> None:
+    """One limb: a filled ellipse of half length `half` [px] and half width `RADIUS`, turned by `angle` [degrees]."""
+    outline = np.asarray(cv2.ellipse2Poly(centre, (half, RADIUS), angle, 0, 360, 1), np.int32)
+    cv2.fillConvexPoly(image, outline, colour)
+
+
+def near(points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Points kept within 50 canvases of the picture: beyond that OpenCV's integers would overflow."""
     return np.clip(np.asarray(points, np.float64), -50.0, 50.0)
 
@@ -150,10 +175,10 @@ def _draw_hand(image: NDArray[np.uint8], hand: NDArray[np.float64], canvas: Canv
     xy = _pixels(hand, canvas)
     for k, (a, b) in enumerate(HAND_EDGES):
         if min(*xy[a], *xy[b]) > 0:
-            cv2.line(image, xy[a], xy[b], _HAND_COLOURS[k], thickness=2)
+            cv2.line(image, xy[a], xy[b], HAND_COLOURS[k], thickness=2)
     for x, y in xy:
         if x > 0 and y > 0:
-            cv2.circle(image, (x, y), RADIUS, (0, 0, 255), thickness=-1)
+            cv2.circle(image, (x, y), RADIUS, HAND_JOINT, thickness=-1)
 
 
 def draw_pose(

@@ -22,9 +22,10 @@ from animx.canvas import Canvas, place
 from animx.config import Range, build
 from animx.errors import InputError, UsageError
 from animx.pose.detection import MIN_JOINT_SCORE
-from animx.pose.draw import draw_pose
 from animx.pose.npz import Archive, load
+from animx.pose.paint import draw_poses
 from animx.pose.sequence import PoseSequence
+from animx_trainer.arrays import scaled
 from animx_trainer.config import DataConfig
 from animx_trainer.pool import PosePool, load_pool
 from animx_trainer.pose_augment import Choice, Epi, EpiConfig, load_epi
@@ -211,31 +212,15 @@ def keypoint_slots(points: Floats, scores: Floats, canvas: Canvas) -> Floats:
 
 def draw_slots(points: Floats, scores: Floats, canvas: Canvas, options: DataOptions) -> Floats:
     """Drawn poses [T, 3, H, W] in 0..1, as the network sees them, from [T, K, 2] px and scores [T, K]."""
-    poses = PoseSequence(points[:, None], scores[:, None], canvas)
     large = Canvas(canvas.width * options.pose_scale, canvas.height * options.pose_scale)
-    images = []
-    for t in range(len(points)):
-        drawn = draw_pose(poses, t, canvas=large, hands=options.hands)
-        if large != canvas:
-            drawn = np.asarray(cv2.resize(drawn, canvas.size, interpolation=cv2.INTER_AREA), np.uint8)
-        if options.pose_jpeg:
-            from animx.diffusion.preprocess import pose_picture
+    images = list(draw_poses(points, scores, canvas, large, hands=options.hands))
+    if large != canvas:
+        images = [np.asarray(cv2.resize(one, canvas.size, interpolation=cv2.INTER_AREA), np.uint8) for one in images]
+    if options.pose_jpeg:
+        from animx.diffusion.preprocess import pose_picture
 
-            drawn = pose_picture(drawn)
-        images.append(drawn)
+        images = [pose_picture(one) for one in images]
     return scaled(images, 1 / 255)
-
-
-def scaled(pictures: Sequence[NDArray[np.uint8]], factor: float, add: float = 0.0) -> Floats:
-    """RGB [H, W, 3] each -> [N, 3, H, W] float32, times `factor` plus `add`."""
-    height, width = pictures[0].shape[:2]
-    result = np.empty((len(pictures), 3, height, width), np.float32)
-    for number, picture in enumerate(pictures):
-        for channel, plane in enumerate(cv2.split(picture)):
-            np.multiply(plane, np.float32(factor), out=result[number, channel], dtype=np.float32)
-    if add:
-        result += np.float32(add)
-    return result
 
 
 def _signed(pictures: Sequence[NDArray[np.uint8]]) -> Floats:
@@ -303,4 +288,4 @@ def open_clips(data: DataConfig, seed: int) -> ClipSource:
     return clip_source(data.path, data.frames, (data.size[0], data.size[1]), data.options)
 
 
-__all__ = ["ClipData", "DataOptions", "clip_source", "data_options", "open_clips"]
+__all__ = ["ClipData", "DataOptions", "clip_source", "data_options", "open_clips", "scaled"]

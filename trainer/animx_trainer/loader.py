@@ -10,7 +10,8 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from animx.errors import AnimxError, BatchError, UsageError
+from animx_trainer.arrays import Place, lent, placed_in
 from animx_trainer.sample import ClipSource, Sample, clip_of, sample_seed
 
 AHEAD = 2
@@ -40,64 +42,75 @@ class Packed(NamedTuple):
     """Samples on their way between processes: their arrays lie in one block, everything else beside it."""
 
     block: NDArray[np.float32] | int
-    """The block itself, or the number of the ring's block of that worker."""
-    worker: int
-    size: int
-    """Numbers in the block."""
+    """The block itself, or its number in the ring."""
     samples: list[dict[str, Any]]
     """Per sample its fields; an array is (offset in the block, shape)."""
 
 
 class Ring:
-    """Memory that workers and the first process share: `AHEAD + 1` blocks a worker, written again and again.
+    """Blocks of memory that workers and the first process share, each large enough for the samples of a step.
 
-    A worker is asked for its item k when item k - AHEAD has been taken, so block k modulo AHEAD + 1 is free by then.
+    The first process hands out a free block with every step it asks for; a worker writes the samples into it; the
+    samples are views of it, and when the last of them is gone the block is free again.  Nothing is copied.
     Anonymous memory, inherited by fork: it needs no /dev/shm, and warm pages are many times as fast as new ones.
     """
 
-    def __init__(self, workers: int, numbers: int) -> None:
-        self.numbers = numbers
-        self._blocks = [[mmap.mmap(-1, 4 * numbers) for _ in range(AHEAD + 1)] for _ in range(workers)]
+    def __init__(self, blocks: int, numbers: int) -> None:
+        self._blocks = [mmap.mmap(-1, 4 * numbers) for _ in range(blocks)]
+        self._free = deque(range(blocks))
 
-    def block(self, worker: int, number: int) -> NDArray[np.float32]:
-        """Block `number` (any item's number) of a worker."""
-        return np.frombuffer(self._blocks[worker][number % (AHEAD + 1)], np.float32)
+    def take(self) -> int:
+        """The number of a block that nobody uses; -1 when the consumer holds them all."""
+        return self._free.popleft() if self._free else -1
+
+    def block(self, number: int) -> NDArray[np.float32]:
+        """A block, to be written."""
+        return np.frombuffer(self._blocks[number], np.float32)
+
+    def lend(self, number: int) -> NDArray[np.float32]:
+        """A block, to be read; it is free again when no view of this array is left."""
+        return lent(self._blocks[number], self._free.append, number)
 
 
-def described(samples: list[Sample]) -> tuple[list[dict[str, Any]], list[tuple[int, NDArray[np.float32]]], int]:
-    """The fields of samples with arrays replaced by (offset, shape), the arrays with their offsets, and the total."""
+def described(samples: list[Sample], offset_of: Callable[[NDArray[np.float32]], int | None]) -> list[dict[str, Any]]:
+    """The fields of samples with arrays replaced by (offset, shape)."""
     rows: list[dict[str, Any]] = []
-    arrays: list[tuple[int, NDArray[np.float32]]] = []
-    end = 0
     for sample in samples:
-        row: dict[str, Any] = {}
-        for one in fields(sample):
-            value = getattr(sample, one.name)
-            if isinstance(value, np.ndarray):
-                arrays.append((end, value))
-                row[one.name] = (end, value.shape)
-                end += value.size
-            else:
-                row[one.name] = value
-        rows.append(row)
-    return rows, arrays, end
+        values = {one.name: getattr(sample, one.name) for one in fields(sample)}
+        rows.append(
+            {
+                name: (offset_of(value), value.shape) if isinstance(value, np.ndarray) else value
+                for name, value in values.items()
+            }
+        )
+    return rows
 
 
-def pack(samples: list[Sample], ring: Ring | None = None, worker: int = 0, number: int = 0) -> Packed:
-    """Put the arrays of samples into a block of the ring; into one of their own where they do not fit."""
-    rows, arrays, end = described(samples)
-    fits = ring is not None and end <= ring.numbers
-    block = ring.block(worker, number) if ring is not None and fits else np.empty(end, np.float32)
-    for start, value in arrays:
-        block[start : start + value.size] = value.reshape(-1)
-    return Packed(number if fits else block, worker, end, rows)
+def numbers_of(samples: list[Sample]) -> int:
+    """How many numbers the arrays of samples hold."""
+    values = [getattr(sample, one.name) for sample in samples for one in fields(sample)]
+    return sum(value.size for value in values if isinstance(value, np.ndarray))
+
+
+def pack(samples: list[Sample], number: int = -1, place: Place | None = None) -> Packed:
+    """The samples as they travel: in the ring's block `number`, where `place` says what of it is taken already.
+
+    Arrays that lie in the block stay where they are, others are copied into it; where they do not fit, all of them go
+    into a block of their own.
+    """
+    if place is not None:
+        rows = described(samples, place.offset_of)
+        if all(value[0] is not None for row in rows for value in row.values() if isinstance(value, tuple)):
+            return Packed(number, rows)
+    own = Place(np.empty(numbers_of(samples), np.float32))
+    return Packed(own.block, described(samples, own.offset_of))
 
 
 def unpack(packed: Packed, ring: Ring | None = None) -> list[Sample]:
-    """The samples of a block; their arrays are views of one copy that belongs to nobody else."""
+    """The samples of a block; their arrays are views of it."""
     if isinstance(packed.block, int):
         assert ring is not None
-        whole = ring.block(packed.worker, packed.block)[: packed.size].copy()
+        whole = ring.lend(packed.block)
     else:
         whole = packed.block
 
@@ -118,17 +131,18 @@ class _Steps:
         self.share = batch // ranks
         self.first = rank * self.share
         self.ring: Ring | None = None
-        self.worker = self.made = 0
 
     def __len__(self) -> int:
         return ENDLESS
 
-    def __getitem__(self, step: int) -> Packed | AnimxError:
-        found = self.load(step)
-        if isinstance(found, AnimxError):
-            return found
-        self.made += 1
-        return pack(found, self.ring, self.worker, self.made - 1)
+    def __getitem__(self, asked: tuple[int, int]) -> Packed | AnimxError:
+        step, number = asked
+        if self.ring is None or number < 0:
+            found = self.load(step)
+            return found if isinstance(found, AnimxError) else pack(found)
+        with placed_in(self.ring.block(number)) as place:
+            found = self.load(step)
+            return found if isinstance(found, AnimxError) else pack(found, number, place)
 
     def load(self, step: int) -> list[Sample] | AnimxError:
         """The samples of a step, or what is wrong with them."""
@@ -169,7 +183,8 @@ def _stream(steps: _Steps, start: int, workers: int) -> Iterator[list[Sample]]:
         return
     first = _checked(steps.load(start))  # made here: tells how large a step is, and the first one needs no waiting
     yield first
-    steps.ring = Ring(workers, max(1, described(first)[2])) if FORK else None
+    # per worker those it prepares ahead; one is asked for before the one before it is let go, and one is in use
+    steps.ring = Ring(AHEAD * workers + 3, max(1, numbers_of(first))) if FORK else None
     del first
     step, made = start + 1, _started(_loaded(steps, start + 1, workers))
     while True:
@@ -179,7 +194,9 @@ def _stream(steps: _Steps, start: int, workers: int) -> Iterator[list[Sample]]:
             if "worker" not in str(error):
                 raise
             raise _died(error, step) from error
-        yield unpack(_checked(item), steps.ring)
+        samples = unpack(_checked(item), steps.ring)
+        yield samples
+        del item, samples
         step += 1
 
 
@@ -202,7 +219,7 @@ def _loaded(steps: _Steps, start: int, workers: int) -> Any:
     return DataLoader(
         steps,  # type: ignore[arg-type]
         batch_size=None,
-        sampler=range(start, ENDLESS),
+        sampler=_Asked(start, steps.ring),
         num_workers=workers,
         prefetch_factor=AHEAD,
         collate_fn=_as_it_is,
@@ -223,6 +240,19 @@ def _started(loader: Any) -> Iterator[Any]:
     return made
 
 
+class _Asked:
+    """What the workers are asked for: each step with a block to write it into."""
+
+    def __init__(self, start: int, ring: Ring | None) -> None:
+        self.start, self.ring = start, ring
+
+    def __len__(self) -> int:
+        return ENDLESS - self.start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((step, -1 if self.ring is None else self.ring.take()) for step in range(self.start, ENDLESS))
+
+
 def _as_it_is(item: Any) -> Any:
     return item
 
@@ -231,10 +261,6 @@ def _begin(worker: int) -> None:
     """One thread each: the processes are the parallelism.  Whoever stops the run stops its workers: they are deaf."""
     import cv2
     import torch
-    from torch.utils.data import get_worker_info
-
-    here: Any = get_worker_info()
-    here.dataset.worker = worker
 
     for number in (signal.SIGINT, signal.SIGTERM):  # schedulers and terminals signal all processes of a run at once
         signal.signal(number, signal.SIG_IGN)

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import tarfile
+import weakref
 import zipfile
 import zlib
 from collections import Counter
@@ -27,7 +28,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,8 +169,8 @@ class StoredClip:
         where = self.files[name]
         try:
             if self.home.suffix == ".tar":
-                with self.home.open("rb") as stream:
-                    data = _at(stream, where)
+                self._tar.seek(where.offset)
+                data = self._tar.read(where.size)
             else:
                 data = (self.home / name).read_bytes()
         except OSError as error:
@@ -192,6 +193,13 @@ class StoredClip:
             raise InputError(f"{self}: meta.json is no table with the number of frames") from error
         return found
 
+    @cached_property
+    def _tar(self) -> io.FileIO:
+        """The tar, opened once for all files of this clip and closed with it."""
+        stream = io.FileIO(self.home)
+        weakref.finalize(self, stream.close)
+        return stream
+
     @property
     def pictures(self) -> list[str]:
         """Names of the frames, in order."""
@@ -209,11 +217,6 @@ class StoredClip:
         except ValueError as error:
             raise InputError(f"{self}: {name} holds no array ({error})") from error
         return found
-
-
-def _at(stream: BinaryIO, where: Where) -> bytes:
-    stream.seek(where.offset)
-    return stream.read(where.size)
 
 
 @dataclass(frozen=True)
