@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hall import animx
@@ -14,12 +15,12 @@ pytest.importorskip("torch", reason="needs the 'model' extra")
 pytest.importorskip("diffusers", reason="needs the 'model' extra")
 
 import torch
-from counts import counted, looked_at, rows, tiny
+from counts import counted, heard, looked_at, rows, tiny
 
 from animx.counting import report
 from animx.counting.log import Entry
 from animx.counting.released import released_velocity
-from animx.counting.stacks import TINY, Counted, Setting, count
+from animx.counting.stacks import TINY, Counted, Setting, count, network
 from animx.diffusion.tiny import fill
 from animx.model.conditions import Inputs
 from animx.model.unet import AnimateXUNet
@@ -169,6 +170,44 @@ def test_the_fused_network_stays_within_its_gate(name: str) -> None:
     assert report.figures(counted("animx"))[name] <= GATES[name]
 
 
+PAPER_GATES = {"launches": 1000, "gigabytes": 190, "casts": 0, "copies": 10, "conditions": 0}
+"""Of the paper's network, whose temporal blocks are Mamba."""
+
+
+@pytest.mark.parametrize("name", PAPER_GATES)
+def test_the_fused_network_of_the_paper_stays_within_its_gate(name: str) -> None:
+    found = counted("animx", config=network("official", "paper"))
+    assert report.figures(found)[name] <= PAPER_GATES[name]
+    assert sum(entry.kind == "animx::selective_scan" for entry in found.forward) == 17
+
+
+@pytest.mark.parametrize("kind", ["release", "paper"])
+def test_every_launch_that_a_network_asks_for_is_compiled_ahead_of_time(kind: str) -> None:
+    """In each storage type, on each card; what the table of compiled launches says of them is another test."""
+    from animx_kernels import asked, launch
+    from animx_kernels.ahead import CARDS
+
+    changes = {"config": network("official", kind)} if kind == "paper" else {}
+    calls = heard("animx", **changes)[1]
+    assert len(calls) > 50
+
+    def argument(value: Any, dtype: torch.dtype) -> Any:
+        if not isinstance(value, tuple):
+            return value
+        shape, strides, own = value
+        return torch.empty_strided(shape, strides, dtype=dtype if own == torch.float16 else own, device="meta")
+
+    for capability in CARDS:
+        known = {name: {asked.key(one) for one in asked.builds(name, capability)} for name, _ in calls}
+        for dtype in asked.TYPES:
+            for name, arguments in calls:
+                planned = launch.planned(name, [argument(value, dtype) for value in arguments], capability)
+                assert planned, f"{name} has no body for {arguments}"
+                for one in planned:
+                    found = asked.key(launch.build(one))
+                    assert found in known[name], f"add to animx_kernels/asked.py: {name} {dtype} {arguments}"
+
+
 def test_the_fused_network_computes_less_than_the_released_one() -> None:
     released, ours = (report.figures(counted(stack))["teraflops"] for stack in ("released", "animx"))
     assert 0.97 * released < ours <= (1 - 0.014) * released
@@ -235,7 +274,7 @@ def test_the_command_prints_a_table_and_json() -> None:
     assert any(line.startswith("total") for line in lines)
     assert sum(line.startswith("predicted least on") for line in lines) == len(report.CARDS)
     both = animx(*SMALL[:-1], "all", "--json").json
-    assert list(both["stacks"]) == ["released", "plain", "animx"]
+    assert list(both["stacks"]) == ["released", "plain", "animx", "fp8"]
     ours, theirs = (both["stacks"][name]["figures"]["launches"] for name in ("animx", "released"))
     assert both["ratios"]["launches"] == pytest.approx(ours / theirs, abs=1e-4)
     found = animx(*SMALL, "--json").json
@@ -264,7 +303,7 @@ def test_a_figure_above_its_limit_fails_and_is_named() -> None:
         (("--res", "60x64"), "multiples of 64"),
         (("--frames", "0"), "--frames 0"),
         (("--batch", "0"), "--batch 0"),
-        (("--variant", "paper"), "Use --stack plain or animx"),
+        (("--variant", "paper"), "Use --stack plain, animx or fp8"),
     ],
 )
 def test_a_wrong_option_is_refused_with_its_mend(given: tuple[str, ...], said: str) -> None:

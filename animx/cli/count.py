@@ -22,9 +22,10 @@ FIGURES = ("launches", "teraflops", "gigabytes", "casts", "copies", "conditions"
 )
 @click.option(
     "--stack",
-    type=click.Choice(("released", "plain", "animx", "all")),
+    type=click.Choice(("released", "plain", "animx", "fp8", "all")),
     default="animx",
-    help="Operators of the released code, of the plain network, of the fused one, or all side by side.  [animx]",
+    help="Operators of the released code, of the plain network, of the fused one, of that in 8 bits, or all side by "
+    "side.  [animx]",
 )
 @click.option("--variant", type=click.Choice(("release", "paper")), default="release", help="Network.  [release]")
 @click.option("--size", type=click.Choice(("official", "tiny")), default="official", help="Its size.  [official]")
@@ -66,20 +67,26 @@ def count(
     if res is not None:
         given = parse_size(res, "--res")
         width, height = given[0] or width, given[1] or height
-    names: list[Any] = ["released", "plain", "animx"] if stack == "all" else [stack]
+    names: list[Any] = list(stacks.STACKS) if stack == "all" else [stack]
     network = stacks.network(size, variant)
     settings = [stacks.Setting(name, frames, width, height, batch, not unconditional, network) for name in names]
     counted = [stacks.count(setting) for setting in settings]
-    ours = counted[-1]
+    ours = next(one for one in counted if one.setting.stack == ("animx" if stack == "all" else stack))
     found = report.figures(ours)
     over = [f"{name} {found[name]:g} (at most {most:g})" for name, most in limits.items() if found[name] > most]
     if over:
-        raise CheckError(f"bench count: {', '.join(over)}. See the tables: animx bench count --stack {names[-1]}")
+        raise CheckError(
+            f"bench count: {', '.join(over)}. See the tables: animx bench count --stack {ours.setting.stack}"
+        )
     data: dict[str, Any] = {"bench": "count", "size": size, "variant": variant}
     lines: list[str] = []
     if len(counted) > 1:
         data["ratios"] = report.against(ours, counted[0])
-        lines += [f"animx / released: {', '.join(f'{name} {share:.3f}' for name, share in data['ratios'].items())}", ""]
+        data["ratios_fp8"] = report.against(counted[-1], counted[0])
+        for name in ("ratios", "ratios_fp8"):
+            told = ", ".join(f"{figure} {share:.3f}" for figure, share in data[name].items())
+            lines.append(f"{'fp8' if name == 'ratios_fp8' else 'animx'} / released: {told}")
+        lines.append("")
         data["stacks"] = {one.setting.stack: report.as_json(one) for one in counted}
     else:
         data |= report.as_json(ours)

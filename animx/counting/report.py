@@ -23,14 +23,27 @@ class Card:
     """Attention with heads of 64 [TFLOP/s]."""
     memory: float
     """Reading and writing [TB/s]."""
+    matmul8: float
+    """Matrix products of 8-bit floating point numbers [TFLOP/s]; a card without them: as 16 bits."""
+
+    @property
+    def attention8(self) -> float:
+        """Attention with scores of 8-bit integers, at twice the rate, and 16-bit products with the values [TFLOP/s]."""
+        return self.attention * 4 / 3
 
 
 CARDS: Mapping[str, Card] = {
-    "H200": Card(790, 500, 4.3),
-    "A100": Card(260, 190, 1.75),
-    "4090": Card(150, 140, 0.92),
+    "H200": Card(790, 500, 4.3, 1580),
+    "A100": Card(260, 190, 1.75, 260),
+    "4090": Card(150, 140, 0.92, 300),
 }
-"""H200: matmul and memory measured, attention assumed; the others assumed.  docs/benchmarks/README.md tells more."""
+"""H200: matmul and memory measured, the rest assumed; the others assumed.  docs/benchmarks/README.md tells more."""
+
+RATES = {
+    **dict.fromkeys(("animx::linear8", "animx::geglu_linear8", "animx::geglu_rows8"), "matmul8"),
+    "animx::attention8": "attention8",
+}
+"""Operators that compute in 8 bits, and the rate of a card that bounds them."""
 
 
 @dataclass
@@ -179,7 +192,8 @@ def floor(entries: Iterable[Entry], card: Card) -> tuple[float, float]:
     """Least time on a card [s], each operator at its own bound; and the part of those bound by memory [s]."""
     whole = bound = 0.0
     for entry in entries:
-        rate = card.attention if "attention" in entry.kind else card.matmul
+        usual = "attention" if "attention" in entry.kind else "matmul"
+        rate: float = getattr(card, RATES.get(entry.kind, usual))
         work, moving = entry.flops / (rate * 1e12), entry.moved / (card.memory * 1e12)
         whole += max(work, moving)
         bound += moving if moving >= work else 0.0

@@ -15,12 +15,13 @@ from animx.counting.released import released_velocity
 from animx.errors import UsageError
 from animx.model.conditions import Inputs
 from animx.model.config import UNetConfig, variant
+from animx.model.eight_bit import EightBit, eight_bit
 from animx.model.fused import FusedUNet
 from animx.model.schedule import ddim_steps
 from animx.model.unet import AnimateXUNet
 
-Stack = Literal["released", "plain", "animx"]
-STACKS: tuple[Stack, ...] = ("released", "plain", "animx")
+Stack = Literal["released", "plain", "animx", "fp8"]
+STACKS: tuple[Stack, ...] = ("released", "plain", "animx", "fp8")
 
 TINY = UNetConfig(
     width=32, multipliers=(1, 1, 2, 2), res_blocks=1, head_dim=16, stem_heads=2, context_dim=32, keypoint_heads=4,
@@ -50,7 +51,8 @@ class Setting:
     """What is counted."""
 
     stack: Stack = "animx"
-    """`released` (the released operator sequence under autocast), `plain` (our network) or `animx` (our fused one)."""
+    """`released` (the released operator sequence under autocast), `plain` (our network), `animx` (our fused one) or
+    `fp8` (the fused one with its large linears and attentions in 8 bits)."""
     frames: int = 32
     """Frames of the window, without the reference slot."""
     width: int = 512
@@ -72,7 +74,9 @@ class Setting:
         if self.batch < 1:
             raise UsageError(f"--batch {self.batch}: use a whole number from 1")
         if self.stack == "released" and self.config.temporal != "transformer":
-            raise UsageError("--stack released: its operators belong to --variant release. Use --stack plain or animx")
+            raise UsageError(
+                "--stack released: its operators belong to --variant release. Use --stack plain, animx or fp8"
+            )
         grain = 8 * 2 ** (len(self.config.multipliers) - 1)
         if self.width < grain or self.height < grain or self.width % grain or self.height % grain:
             raise UsageError(f"--res {self.width}x{self.height}: use multiples of {grain} in both")
@@ -147,6 +151,11 @@ def _count_animx(setting: Setting, unet: AnimateXUNet) -> Counted:
     return replace(counted, prepared=(*packed, *counted.prepared))
 
 
+def _count_fp8(setting: Setting, unet: AnimateXUNet) -> Counted:
+    # Weights are put into 8 bits when a model is loaded, which belongs to no forward pass.
+    return _count_animx(setting, eight_bit(unet, EightBit(linears=True, attention=True)))
+
+
 def _steps(setting: Setting, unet: AnimateXUNet, network: nn.Module) -> Counted:
     inputs = fake_inputs(setting, setting.dtype)
     x, t = _latents(setting, setting.dtype)
@@ -170,4 +179,5 @@ _COUNTS: dict[str, Callable[[Setting, Any], Counted]] = {
     "released": _count_released,
     "plain": _count_plain,
     "animx": _count_animx,
+    "fp8": _count_fp8,
 }

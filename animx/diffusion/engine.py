@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from animx.diffusion.clip import Clip
     from animx.diffusion.memory import Tier
     from animx.diffusion.pipeline import AnimateXPipeline
+    from animx.diffusion.precision import Arithmetic
     from animx.diffusion.ranks import Ranks
     from animx.diffusion.render import Drift, Settings
 
@@ -49,6 +50,7 @@ class _Run:
     dtype: str
     settings: Settings
     tier: Tier
+    arithmetic: Arithmetic
 
 
 class AnimateXEngine:
@@ -100,8 +102,9 @@ class AnimateXEngine:
         given = EngineOptions.of(options)
         known = {name: value for name, value in asdict(given).items() if value is not None and name not in UNRECORDED}
         known["model"] = Path(given.model).name
-        if given.stack == "auto":
-            del known["stack"]  # the recipe holds what the device made of it
+        for name in ("stack", "linears", "attention"):
+            if known[name] == "auto":
+                del known[name]  # the recipe holds what the device made of it
         return {"options": known, "weights": model_hash(find_model(given.model))}
 
     def plan(self, job: RenderJob) -> Plan:
@@ -128,6 +131,7 @@ class AnimateXEngine:
             f"{len(segments)} segment(s), {len(windows)} window(s) of {s.window} frames, {steps} steps at {canvas} px",
             f"memory tier '{run.tier.name}' on {run.device} in {run.dtype}: {sizes(s)}; predicted for each tier:",
             *tier_lines(latent, run.dtype, config, **_demands(run)),
+            *run.arithmetic.told,
         )
         kind = "cuda" if run.device.startswith("cuda") else "cpu"
         used = replace(run.tier, window=s.window, batch=s.window_batch, decode_batch=s.decode_batch, tile=s.tile)
@@ -145,6 +149,7 @@ class AnimateXEngine:
         import torch
 
         from animx.diffusion.halving import changeable
+        from animx.diffusion.precision import say
         from animx.diffusion.ranks import device_of_rank, join
         from animx.weights import find_model, model_hash
 
@@ -155,6 +160,8 @@ class AnimateXEngine:
         options = EngineOptions.of(job.options)
         ranks = join(device_of_rank(_device(options)))
         run = _resolve(job, ranks)
+        if ranks.is_first:
+            say(run.arithmetic)
         folder = find_model(options.model)
         weights = model_hash(folder)
         store = None
@@ -164,7 +171,8 @@ class AnimateXEngine:
                 store.remember(changeable(run.settings))
         run = _reduced(run, ranks.from_first_object(store.remembered() if store is not None else {}))
         try:
-            key = (weights, run.device, run.dtype, run.tier.offload, run.options.image_encoder)
+            bits = (run.arithmetic.linears, run.arithmetic.attention)
+            key = (weights, run.device, run.dtype, run.tier.offload, run.options.image_encoder, bits)
             pipeline = resident.once(key, lambda: _load(folder, run, partial(job.on_stage, "load")))
             clip = _clip(pipeline, job, run)
         except torch.OutOfMemoryError as error:
@@ -237,6 +245,10 @@ def _load(folder: Path, run: _Run, on_progress: Progress) -> AnimateXPipeline:
 
     on_progress(0, 1)
     pipeline = AnimateXPipeline.from_pretrained(folder, image_encoder=run.options.image_encoder)
+    # Before the weights go to the device: those that are replaced never lie there all at once.
+    pipeline.to_eight_bits(
+        linears=run.arithmetic.linears == "fp8", attention=run.arithmetic.attention == "int8", on=run.device
+    )
     dtype = getattr(torch, run.dtype)
     if run.tier.offload and run.device != "cpu":
         pipeline.to("cpu", dtype).enable_model_cpu_offload(run.device)
@@ -296,6 +308,7 @@ def _resolve(job: RenderJob, ranks: Ranks | None = None) -> _Run:
     import torch
 
     from animx.diffusion.memory import choose_tier, config_of
+    from animx.diffusion.precision import anywhere, obstacles, taken
     from animx.diffusion.ranks import device_of_rank
     from animx.diffusion.render import Settings
     from animx.diffusion.running import resolved
@@ -306,6 +319,9 @@ def _resolve(job: RenderJob, ranks: Ranks | None = None) -> _Run:
     o = EngineOptions.of(job.options)
     device = device_of_rank(_device(o))
     canvas = model_canvas(job.canvas, fixed=job.fixed_size)
+    config = config_of(find_model(o.model))
+    found = obstacles(device, config)
+    arithmetic = taken(o, anywhere(ranks.meet(found)) if ranks is not None else found)
     free = 1 << 62
     if o.vram is not None:
         free = int(o.vram * 1e9)
@@ -318,11 +334,12 @@ def _resolve(job: RenderJob, ranks: Ranks | None = None) -> _Run:
     tier = choose_tier(
         free,
         (canvas.height // 8, canvas.width // 8),
-        config_of(find_model(o.model)),
+        config,
         dtype,
         branches=2 if o.guidance_batched else 1,
         windows=o.windows,
         stream=_streams(o, device, offload=False),
+        linears=arithmetic.linears,
     )
     window = o.window or tier.window
     overlap = o.overlap if o.overlap is not None else min(8, window // 4)
@@ -344,8 +361,10 @@ def _resolve(job: RenderJob, ranks: Ranks | None = None) -> _Run:
         colour=o.colour,
         stack="plain" if o.compiled and o.stack == "auto" else resolved(o.stack, device),
         compiled=o.compiled,
+        linears=arithmetic.linears,
+        attention=arithmetic.attention,
     )
-    return _Run(o, device, dtype, settings, replace(tier, dtype=dtype))
+    return _Run(o, device, dtype, settings, replace(tier, dtype=dtype), arithmetic)
 
 
 def _streams(options: EngineOptions, device: str, offload: bool) -> bool:
@@ -357,7 +376,8 @@ def _demands(run: _Run) -> dict[str, Any]:
     """What besides the tier decides about memory, as `predicted_bytes` takes it."""
     o = run.options
     stream = _streams(o, run.device, run.tier.offload)
-    return {"branches": 2 if o.guidance_batched else 1, "windows": o.windows, "stream": stream}
+    branches = 2 if o.guidance_batched else 1
+    return {"branches": branches, "windows": o.windows, "stream": stream, "linears": run.arithmetic.linears}
 
 
 # ---- what is kept about a run ----

@@ -22,6 +22,8 @@ GIB = 1024**3
 UNET_PARAMETERS = 1_817_708_556
 CLIP_PARAMETERS = 632_076_800
 VAE_PARAMETERS = 83_653_863
+EIGHT_BIT_PARAMETERS = {"transformer": 611_848_192, "mamba": 198_246_400}
+"""Parameters of the network that `linears=fp8` keeps in 8 bits (mamba: with the paper's motion attention)."""
 
 PASS = {"transformer": ((31.5, 0.0),), "mamba": ((42.0, 0.0),)}
 """Peak of a pass in feature maps of the first level: (per slot, besides), of which the greater one counts."""
@@ -111,15 +113,18 @@ def predicted_bytes(
     branches: int = 1,
     windows: int = 4,
     stream: bool = False,
+    linears: str = "exact",
 ) -> int:
     """Peak bytes on the device for a tier on a latent grid (h, w).
 
     branches: 2 where both guidance branches run as one batch.  windows: windows of a segment, whose conditions are
-    held.  stream: frames are decoded while the next segment is denoised (never with offloading).
+    held.  stream: frames are decoded while the next segment is denoised (never with offloading).  linears: fp8 where
+    the network's large linear layers are in 8 bits.
     """
     config = config or UNetConfig()
     size = _size(tier.dtype)
-    unet = int(UNET_PARAMETERS * (config.width / 320) ** 2) * size
+    unet = UNET_PARAMETERS * size - (EIGHT_BIT_PARAMETERS[config.temporal] * (size - 1) if linears == "fp8" else 0)
+    unet = int(unet * (config.width / 320) ** 2)
     clip, vae = CLIP_PARAMETERS * size, VAE_PARAMETERS * size
     rows = tier.batch * branches
     # Every window's, one for all unconditional rows, and both stacked where rows share a pass.
@@ -141,12 +146,19 @@ def choose_tier(
     branches: int = 1,
     windows: int = 4,
     stream: bool = False,
+    linears: str = "exact",
 ) -> Tier:
     """The first tier whose prediction in `dtype` fits into `free` bytes with a tenth to spare, or the smallest."""
     tier = TIERS[-1]
     for tier in _ways(latent, dtype, windows):
         need = predicted_bytes(
-            tier, latent, config, branches=branches, windows=windows, stream=stream and not tier.offload
+            tier,
+            latent,
+            config,
+            branches=branches,
+            windows=windows,
+            stream=stream and not tier.offload,
+            linears=linears,
         )
         if need <= free * 0.9:
             return tier

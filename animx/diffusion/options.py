@@ -17,6 +17,8 @@ from animx.errors import UsageError, nearest
 DEFAULT_MODEL = "animate-x"
 DTYPES = ("float32", "bfloat16", "float16")
 STACKS = ("plain", "fused", "auto")
+LINEARS = ("exact", "fp8", "auto")
+ATTENTIONS = ("exact", "int8", "auto")
 IMAGE_ENCODERS = ("transformers", "open_clip")
 SMALLEST_TILE = 16
 """Smaller tiles are mostly overlap [latent cells]."""
@@ -62,6 +64,11 @@ class EngineOptions:
     """Form of the network: plain, fused (token-major, our kernels), or auto (fused on CUDA)."""
     compiled: bool = False
     """Compile the plain network's parts with torch.compile (minutes at the first start; kept in a folder)."""
+    linears: str = "exact"
+    """Large linear layers of the network: exact, fp8 (8 bits; emulated where the device has none, slowly), or auto (fp8
+    where the device has it)."""
+    attention: str = "exact"
+    """Large attentions of the network: exact, int8 (queries and keys in 8 bits; likewise), or auto."""
     graph: bool = False
     """Record a step as a CUDA graph (CUDA, without offloading); changes no byte."""
     device: str | None = None
@@ -108,6 +115,10 @@ class EngineOptions:
             raise UsageError(f"--dtype {self.dtype}: use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}")
         if self.stack not in STACKS:
             raise UsageError(f"{shown('stack')} {self.stack}: use {', '.join(STACKS[:-1])} or {STACKS[-1]}")
+        for name, known in (("linears", LINEARS), ("attention", ATTENTIONS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise UsageError(f"{shown(name)} {value}: use {', '.join(known[:-1])} or {known[-1]}")
         if self.compiled and self.stack == "fused":
             raise UsageError(f"{shown('compiled')}: is for the plain network. Add {shown('stack')}=plain")
         if self.image_encoder not in IMAGE_ENCODERS:

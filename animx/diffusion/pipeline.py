@@ -29,6 +29,7 @@ from animx.diffusion.render import Drift, Hooks, Settings, render_clip
 from animx.diffusion.sampler import Guidance
 from animx.errors import UsageError, WeightsError
 from animx.job import ChunkStore
+from animx.model.eight_bit import EightBit, eight_bit, state_of
 from animx.pose.sequence import PoseSequence
 from animx.weights import find_model, write_hashes
 
@@ -84,6 +85,10 @@ class AnimateXPipeline:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the converted form (safetensors, config, hashes) into a new or empty folder."""
         target = Path(folder)
+        if state_of(self.components.unet).linears:
+            raise UsageError(
+                "the network of this pipeline is in 8 bits: its weights are no model to keep. Load it again"
+            )
         if target.exists() and any(target.iterdir()):
             raise UsageError(f"{target}: is not empty. Name a new folder")
         target.mkdir(parents=True, exist_ok=True)
@@ -94,6 +99,20 @@ class AnimateXPipeline:
         """Move all networks (and cast them, with `dtype`); returns itself.  Ends offloading."""
         self.components.to(torch.device(device), dtype or self.placing.dtype)
         self.placing = Placing(self.components)
+        return self
+
+    def to_eight_bits(
+        self, *, linears: bool = True, attention: bool = True, on: str | torch.device | None = None
+    ) -> AnimateXPipeline:
+        """Put the network's large linear layers, large attentions or both into 8 bits, in place; returns itself.
+
+        The exact weights are let go, and settings have to ask for the same (`linears="fp8"`, `attention="int8"`).
+        Without this, such settings keep both.  Best called before `to`, on the file's own numbers.  on: device that
+        works the weights out.
+        """
+        place = None if on is None else torch.device(on)
+        eight_bit(self.components.unet, EightBit(linears, attention), on=place)
+        self.placing = Placing(self.components, self.placing.offload)
         return self
 
     @property

@@ -6,12 +6,15 @@ must have.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from animx.diffusion.components import Components
+from animx.errors import UsageError
+from animx.model.eight_bit import EightBit, eight_bit, state_of
 
 PARTS = ("image_encoder", "unet", "vae")
 
@@ -25,6 +28,7 @@ class Placing:
         """The device that a network visits while it works; None = all stay where they are."""
         self.kept: tuple[Any, Any] | None = None
         """What `Running` built on weights that stay: (form and place, network)."""
+        self._other: Placing | None = None
 
     @property
     def device(self) -> torch.device:
@@ -35,6 +39,21 @@ class Placing:
     def dtype(self) -> torch.dtype:
         """The networks' precision."""
         return next(self.components.unet.parameters()).dtype
+
+    def computing(self, how: EightBit) -> Placing:
+        """This placing, or one beside it with the same parts but a network that computes so; the last such one is kept.
+
+        Errors: `UsageError` for exact linears where only their 8-bit weights are left.
+        """
+        own = state_of(self.components.unet)
+        if own == how:
+            return self
+        if own.linears and not how.linears:
+            raise UsageError("the network of this pipeline is in 8 bits. Load the model again for exact linears")
+        if self._other is None or state_of(self._other.components.unet) != how:
+            unet = eight_bit(self.components.unet, how, on=self.device, share=True)
+            self._other = Placing(replace(self.components, unet=unet), self.offload)
+        return self._other
 
     def use(self, name: str) -> Tensor:
         """Make the network `name` ready; with offloading the others leave the device first."""

@@ -25,6 +25,7 @@ from animx.diffusion.steppers import Stepper, make_stepper
 from animx.diffusion.windows import Segment, blend_weights, cut_segments, cut_windows
 from animx.job import ChunkStore
 from animx.model.conditions import Conditions, Inputs
+from animx.model.eight_bit import EightBit
 from animx.model.schedule import released_noise
 from animx.model.vae import decode
 from animx.overlap import prefetch
@@ -63,6 +64,10 @@ class Settings:
     """plain, fused, or auto: fused on CUDA; equal up to rounding."""
     compiled: bool = False
     """Compile the plain network's parts; equal up to rounding."""
+    linears: str = "exact"
+    """exact, or fp8: the network's large linear layers in 8 bits, emulated where the device has none."""
+    attention: str = "exact"
+    """exact, or int8: its large attentions with queries and keys in 8 bits, emulated likewise."""
 
 
 @dataclass
@@ -121,6 +126,7 @@ def render_clip(
     When memory runs out on one rank, `torch.OutOfMemoryError` is raised on all of them, so that they may start again
     together; it carries the note `DECODING` when it was while decoding.
     """
+    placing = placing.computing(EightBit(settings.linears == "fp8", settings.attention == "int8"))
     work = _Work(placing, clip, settings, hooks or Hooks(), ranks or Ranks(), scheduler, generator)
     segments = work.segments(store, drift if drift is not None else Drift())
     stream = work.hooks.stream and work.ranks.size == 1

@@ -19,11 +19,13 @@ from animx.diffusion.clip import Clip
 from animx.diffusion.engine import model_canvas
 from animx.diffusion.options import EngineOptions
 from animx.diffusion.pipeline import AnimateXPipeline
+from animx.diffusion.precision import obstacles, taken
 from animx.diffusion.render import Settings
 from animx.diffusion.running import resolved
 from animx.diffusion.sampler import Guidance
 from animx.diffusion.steppers import make_stepper
 from animx.errors import UsageError
+from animx.model.config import UNetConfig
 
 RANDOM = "random weights (tiny)"
 """What the model is called where nobody named one: its frames mean nothing."""
@@ -56,6 +58,7 @@ class Setup:
         if unknown := [name for name in given if name not in EngineOptions.__dataclass_fields__]:
             raise UsageError(f"{text}: unknown option '{unknown[0]}'. Use a speed, or such as fast,steps=16")
         o = EngineOptions.of({**given, **fixed})
+        arithmetic = taken(o, obstacles(device, UNetConfig()))
         window = o.window or 32
         settings = Settings(
             seed=13,
@@ -69,6 +72,8 @@ class Setup:
             windows=o.windows,
             stack=resolved(o.stack, device),
             compiled=o.compiled,
+            linears=arithmetic.linears,
+            attention=arithmetic.attention,
         )
         make_stepper(settings.scheduler, settings.steps, eta=settings.eta)  # refuses what cannot be
         return cls(text, settings)

@@ -11,6 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from animx.model.linear8 import Linear8
+from animx_kernels.attention8 import attention8
 from animx_kernels.motion_attention import fold_motion, motion_attention
 
 KeyValue = tuple[Tensor, Tensor]
@@ -56,6 +58,8 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(context_width or width, inner, bias=False)
         self.to_v = nn.Linear(context_width or width, inner, bias=False)
         self.to_out = nn.Linear(inner, width)
+        self.in_eight_bits = False
+        """Scores of attention to itself from queries and keys in 8 bits (`animx.model.eight_bit` decides)."""
 
     def key_value(self, context: Tensor) -> KeyValue:
         """Project a context [B, N, D] once; hand the result to `forward` as often as wanted."""
@@ -71,7 +75,8 @@ class Attention(nn.Module):
         k, v = self.key_value(x) if key_value is None else key_value
         sharing = x.shape[0] // k.shape[0]
         q = rearrange(self.to_q(x), "(b s) n (h d) -> b h (s n) d", s=sharing, h=self.heads)
-        out = F.scaled_dot_product_attention(q, k, v)
+        eight = self.in_eight_bits and key_value is None
+        out = attention8(q, k, v) if eight else F.scaled_dot_product_attention(q, k, v)
         return self.to_out(rearrange(out, "b h (s n) d -> (b s) n (h d)", s=sharing))
 
 
@@ -87,6 +92,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
+        if isinstance(self.proj, Linear8) and isinstance(self.out, Linear8):
+            return self.out.rows(self.proj.geglu(x))
         value, gate = self.proj(x).chunk(2, dim=-1)
         return self.out(value * F.gelu(gate))
 

@@ -29,7 +29,7 @@ log = logging.getLogger("animx.kernels")
 
 MODULES = (
     "geglu", "group_norm_silu", "add_layer_norm", "temporal_conv", "motion_attention", "temporal_attention",
-    "guided_step", "selective_scan", "quantise8", "linear8", "attention8",
+    "guided_step", "selective_scan", "quantise8", "linear8", "attention8", "layer_norm8",
 )  # fmt: skip
 """The files of the operators; importing one registers what it defines in `OPS`."""
 
