@@ -156,7 +156,7 @@ def _tune(
 @o.command("unet", examples=("animx bench unet", "animx bench unet --size official --device cuda --json"))
 @click.option("--size", type=o.Choice(("tiny", "official")), default="tiny", metavar="SIZE",
               help="Network: tiny or official.  [tiny]")  # fmt: skip
-@click.option("--providers", metavar="LIST", help="Of released,plain,fused,compile.  [released,plain,fused]")
+@click.option("--providers", metavar="LIST", help="Of released,plain,fused,fp8,compile.  [released,plain,fused]")
 @click.option(
     "--frames", type=click.IntRange(1, 1024), metavar="N", help="Frames of the window.  [tiny: 4; official: 32]"
 )
@@ -181,6 +181,7 @@ def unet(
         f"{name:<28} {one['ms']:.4g} ms (error {found['errors'][name]:.1e})" for name, one in found["times"].items()
     ]
     lines += [f"not there: {name}: {why}" for name, why in found["unavailable"].items()]
+    lines += [f"fp8 is emulated, so its time means nothing: {why}" for why in found["emulated"]]
     out.result(found, [*lines, _end(found)])
 
 
@@ -241,7 +242,8 @@ def drift(
     """Measure how far ways to sample stray from the first one, and each from many steps.
 
     HOW: exact, fast, fastest, or such as fast,steps=16 (default: all three). Latents are compared after every step, the
-    frames by PSNR and SSIM.
+    frames by PSNR and SSIM. What 8 bits alone change is shown beside what one more step changes; a device without them
+    emulates.
     """
     where = _place(device, dtype, "bench drift")
     from animx.measuring.drift import bench_drift
@@ -262,6 +264,10 @@ def drift(
         for name, far in found[key].items():
             psnr = "equal frames" if far["psnr_db"] is None else f"PSNR {far['psnr_db']} dB, SSIM {far['ssim']}"
             lines.append(f"{name} {title}: latents {far['latents']:.3g}, {psnr}")
+    for name, one in found["eight_bit"].items():
+        added, more = one["added_by_8_bits"]["latents"], one["one_more_step"]["latents"]
+        lines.append(f"{name}: 8 bits change the latents by {added:.3g}, one more step by {more:.3g}")
+    lines += [f"8 bits were emulated: {why}" for why in found["emulated"]]
     out.result(found, [*lines, f"measured on {found['weights']}", _end(found)])
 
 

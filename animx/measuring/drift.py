@@ -1,9 +1,14 @@
-"""`animx bench drift`: how far faster ways to sample stray from the first one, and each from many steps."""
+"""`animx bench drift`: how far faster ways to sample stray from the first one, and each from many steps.
+
+What a way computes in 8 bits is compared with itself in exact arithmetic too, beside what one more step would change:
+that is the measure of what 8 bits may cost.  Where the device has no 8-bit units they are emulated, and the result says
+so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +19,8 @@ from torch import Tensor
 from animx.canvas import Canvas
 from animx.diffusion.clip import Clip
 from animx.diffusion.pipeline import AnimateXPipeline
-from animx.diffusion.render import Hooks
+from animx.diffusion.precision import obstacles
+from animx.diffusion.render import Hooks, Settings
 from animx.diffusion.steppers import make_stepper
 from animx.errors import UsageError
 from animx.measuring.stage import Setup, drawn_clip, loaded, model_folder, weights_named
@@ -79,6 +85,34 @@ def apart(one: Sampled, other: Sampled) -> dict[str, Any]:
     }
 
 
+def with_one_more_step(way: Setup) -> Setup:
+    """The way with one step more, or as few more as its spacing allows."""
+    for steps in range(way.settings.steps + 1, way.settings.steps + 10):
+        try:
+            make_stepper(way.settings.scheduler, steps, eta=way.settings.eta)
+        except UsageError:
+            continue
+        return Setup(
+            f"{way.name},steps={steps}", replace(way.settings, steps=steps, linears="exact", attention="exact")
+        )
+    raise UsageError(f"bench drift: {way.name} has no spacing with a step more")
+
+
+def arithmetic_of(way: Setup, sample: Callable[[Setup], Sampled]) -> dict[str, Any]:
+    """What 8 bits change at equal steps, and what one more step changes in exact arithmetic."""
+    exact = sample(Setup(way.name, replace(way.settings, linears="exact", attention="exact")))
+    more = with_one_more_step(way)
+    changed = {
+        "added_by_8_bits": apart(sample(way), exact),
+        "one_more_step": {"steps_asked": more.settings.steps, **apart(sample(more), exact)},
+    }
+    for one in changed.values():
+        one.pop("steps")
+    ratio = changed["added_by_8_bits"]["latents"] / changed["one_more_step"]["latents"]
+    return {"linears": way.settings.linears, "attention": way.settings.attention, **changed,
+            "share_of_one_more_step": float(f"{ratio:.3g}")}  # fmt: skip
+
+
 def bench_drift(
     setups: Sequence[str] = ("exact", "fast", "fastest"),
     *,
@@ -91,17 +125,28 @@ def bench_drift(
 ) -> dict[str, Any]:
     """Drift of each setup against the first, and of all against `reference_steps` of the released schedule.
 
-    `ratios`: passes of the network per pass of the first (`fast_per_exact`).  PSNR None: the frames are equal.
+    `ratios`: passes of the network per pass of the first (`fast_per_exact`).  `eight_bit`: of each way in 8 bits, what
+    that alone changes.  PSNR None: the frames are equal.
     """
     if len(setups) < 2:
         raise UsageError("bench drift: name two ways to sample or more, such as exact fast")
-    ways = [Setup.of(text, device) for text in setups]
+    ways = [Setup.of(text, device, emulated=True) for text in setups]
     many = Setup.of(f"exact,steps={reference_steps}", device)
     with model_folder(model) as folder:
         pipeline = loaded(folder, device, dtype)
         clip = drawn_clip(pipeline, frames, size or Canvas(64, 96))
-        found = [sampled(pipeline, clip, way) for way in ways]
-        truth = sampled(pipeline, clip, many)
+        kept: dict[Settings, Sampled] = {}
+
+        def sample(way: Setup) -> Sampled:
+            if way.settings not in kept:
+                kept[way.settings] = sampled(pipeline, clip, way)
+            return kept[way.settings]
+
+        found = [sample(way) for way in ways]
+        truth = sample(many)
+        in_eight = [way for way in ways if (way.settings.linears, way.settings.attention) != ("exact", "exact")]
+        eight_bit = {way.name: arithmetic_of(way, sample) for way in in_eight}
+        missing = obstacles(device, pipeline.components.unet.shape)
         weights = weights_named(model, folder)
     first = ways[0].name
     return {
@@ -111,6 +156,8 @@ def bench_drift(
         "ratios": {f"passes_{way.name}_per_{first}": round(way.passes / ways[0].passes, 4) for way in ways[1:]},
         "against_first": {w.name: apart(f, found[0]) for w, f in zip(ways[1:], found[1:], strict=True)},
         "against_many_steps": {w.name: apart(f, truth) for w, f in zip(ways, found, strict=True)},
+        "eight_bit": eight_bit,
+        "emulated": [why for why in missing.values() if why] if eight_bit else [],
         "passes": {way.name: way.passes for way in (*ways, many)},
         "setting": {"frames": frames, "canvas": str(clip.canvas), "dtype": dtype, "many_steps": reference_steps},
         **surroundings(torch.device(device)),

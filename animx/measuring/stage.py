@@ -49,8 +49,11 @@ class Setup:
     settings: Settings
 
     @classmethod
-    def of(cls, text: str, device: str = "cpu", **fixed: Any) -> Setup:
-        """`exact`, `fast`, `fastest`, or options `steps=20,scheduler=unipc`, or both: `fast,steps=20`."""
+    def of(cls, text: str, device: str = "cpu", emulated: bool = False, **fixed: Any) -> Setup:
+        """`exact`, `fast`, `fastest`, or options `steps=20,scheduler=unipc`, or both: `fast,steps=20`.
+
+        emulated: what a way takes in 8 bits where the device can, it takes on this device too.
+        """
         given: dict[str, Any] = {}
         for part in text.split(","):
             name, equals, value = part.strip().partition("=")
@@ -58,7 +61,8 @@ class Setup:
         if unknown := [name for name in given if name not in EngineOptions.__dataclass_fields__]:
             raise UsageError(f"{text}: unknown option '{unknown[0]}'. Use a speed, or such as fast,steps=16")
         o = EngineOptions.of({**given, **fixed})
-        arithmetic = taken(o, obstacles(device, UNetConfig()))
+        stands_in_the_way = obstacles(device, UNetConfig())
+        arithmetic = taken(o, dict.fromkeys(stands_in_the_way) if emulated else stands_in_the_way)
         window = o.window or 32
         settings = Settings(
             seed=13,
@@ -66,7 +70,7 @@ class Setup:
             scheduler=o.scheduler,
             eta=o.eta,
             guidance=Guidance(o.guidance, o.guidance_start, o.guidance_end, o.guidance_every),
-            guidance_batched=o.guidance_batched,
+            guidance_batched=bool(o.guidance_batched),
             window=window,
             overlap=o.overlap if o.overlap is not None else min(8, window // 4),
             windows=o.windows,
