@@ -70,11 +70,33 @@ def test_the_smoke_run_trains_logs_and_leaves_a_model(smoke: tuple[Path, Any]) -
     assert ran.json["steps"] == 6
     assert ran.json["loss"] == log[-1]["loss"]
     assert ran.json["model"] == str(folder / "model")
-    assert list((folder / "tensorboard").glob("events.*"))
     assert json.loads((folder / "initialise.json").read_text())["source"] == "scratch"
     start, end = _weights(folder, "weight"), _weights(folder, "ema")
     assert start.keys() == end.keys()
     assert any(not torch.equal(start[name], end[name]) for name in start)
+
+
+def test_tensorboard_reads_the_numbers_and_the_strip_back_and_the_page_names_them(
+    smoke: tuple[Path, Any], root: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from animx.image import read_picture
+
+    folder, log = smoke[0], read_log(smoke[0])
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    names = set(log[0]) - {"step"}
+    assert set(board.Tags()["scalars"]) == names
+    for name in names:
+        assert [(one.step, one.value) for one in board.Scalars(name)] == [
+            (line["step"], pytest.approx(line[name], rel=1e-6)) for line in log
+        ]
+    (strip,) = board.Images("samples")
+    picture = read_picture(folder / "samples" / "step-00000006.png").pixels
+    assert (strip.step, strip.height, strip.width) == (6, *picture.shape[:2])
+    page = (root / "docs" / "training.md").read_text()
+    assert set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", page, re.M)))) >= {*names, "step"}
 
 
 def test_a_strip_shows_poses_truth_and_what_was_painted(smoke: tuple[Path, Any]) -> None:
@@ -127,7 +149,7 @@ def test_export_writes_the_same_model_again_and_replaces_nothing_else(smoke: tup
     assert animx("train", config, "-o", folder, "--export", tmp_path / "again").code == 0
     for path in (folder / "model").rglob("*.safetensors"):
         assert path.read_bytes() == (tmp_path / "again" / path.relative_to(folder / "model")).read_bytes()
-    refused(animx("train", config, "-o", folder, "--export", tmp_path / "again"), 2, "exists")
+    refused(animx("train", folder, "--export", tmp_path / "again"), 2, "exists", "with --export")
     (tmp_path / "again" / "mine.txt").touch()
     refused(animx("train", config, "-o", folder, "--export", tmp_path / "again", "-y"), 2, "mine.txt")
 
@@ -135,8 +157,14 @@ def test_export_writes_the_same_model_again_and_replaces_nothing_else(smoke: tup
 def test_a_folder_that_holds_a_run_is_refused_resumed_or_replaced(tmp_path: Path) -> None:
     assert _train(tmp_path / "run", "--steps", 1).code == 0
     refused(_train(tmp_path / "run", "--steps", 2), 2, "--resume", "--overwrite")
-    assert _train(tmp_path / "run", "--steps", 2, "--resume").code == 0
+    ran = _train(tmp_path / "run", "--steps", 2, "--resume")
+    assert ran.code == 0
+    assert "going on after step 1" in ran.err
+    assert "scratch" not in ran.err
     assert [line["step"] for line in read_log(tmp_path / "run")] == [1, 2]
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    refused(_train(tmp_path / "run", "--steps", 1, "--resume"), 2, "2 steps are done", "--steps")
+    assert (tmp_path / "run" / "config.yaml").read_text() == config
     refused(_train(tmp_path / "run", "--steps", 2, "--resume", "--set", "seed=5"), 2, "another seed")
     assert _train(tmp_path / "run", "--steps", 1, "-y", "--set", "seed=5").code == 0
     assert [line["step"] for line in read_log(tmp_path / "run")] == [1]
@@ -183,6 +211,9 @@ def test_refusals_name_what_and_the_mend(tmp_path: Path) -> None:
     refused(
         _train(tmp_path / "a", "-y", "--set", "optimizer.lr=1e300"), 2, "--set optimizer.lr=1e300: ", "larger than 1"
     )
+    refused(_train(tmp_path / "a", "--set", "data.size=[32,33]"), 2, "32x33", "multiple of 8")
+    refused(_train(tmp_path / "a", "--set", "batch=100000"), 2, "65536")
+    refused(_train(tmp_path / "a", "--set", "model.unet.multipliers=[]"), 2, "at least one level")
     file = tmp_path / "file"
     file.touch()
     refused(_train(file), 2, "is a file")
@@ -259,16 +290,54 @@ def test_torchrun_trains_on_two_processes_and_one_speaks(tmp_path: Path) -> None
     assert max(float((one[name] - two[name]).norm()) for name in one) / largest < 1e-4
 
 
+@pytest.mark.slow
+def test_accelerate_launches_it_too(tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "animx"]
+    command = [*launch, *_command(tmp_path / "run", "--steps", "1", "--json")[3:]]
+    ran = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=400)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["steps"] == 1
+
+
 def test_the_commands_of_the_page_are_understood(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each `animx train` of docs/training.md, as a dry run; the toy run itself is the first test here."""
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     for name in ("my.yaml", "runs/mine/config.yaml"):
         (tmp_path / name).write_text("steps: 5\n")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```console\n(.*?)```", (root / "docs" / "training.md").read_text(), re.S)
+    page = (root / "docs" / "training.md").read_text()
+    blocks = re.findall(r"```console\n(.*?)```", page, re.S)
     lines = [line for block in blocks for line in block.splitlines() if "animx train" in line]
-    assert len(lines) == 6
+    assert len(lines) == 6 + 2 + 19
+    plain = animx("train", "paper", "--show", "--json").json["config"]
     for line in lines:
         words = shlex.split(line[line.index("animx train") :])[1:]
-        ran = animx(*words, *([] if "--dry-run" in words else ["--dry-run"]))
+        ran = animx(*words, "--show", "--json")
         assert ran.code == 0, (line, ran.err)
+        if ("runs/no-" in line and words[1] == "paper") or "runs/lambda-" in line:
+            (key, value) = words[-1].split("=")
+            found, before = ran.json["config"], plain
+            for part in key.split("."):
+                found, before = found[part], before.get(part) if isinstance(before, dict) else None
+            assert str(found).replace("'", "").lower() == value, line
+            assert found != before, line
+    block = next(re.finditer(r"```yaml\n(.*?)```", page, re.S))[1]
+    (tmp_path / "mine.yaml").write_text(block)
+    found = animx("train", "mine.yaml", "--show", "--json").json["config"]
+    assert (found["data"]["frames"], found["optimizer"]["lr"], found["optimizer"]["lr_ipi"]) == (24, 2e-5, 5e-7)
+    assert found["model"]["initialise"] == "animate-x", "what the file does not name is its base's"
+
+
+def test_the_ablations_of_the_page_are_those_of_the_augmentation() -> None:
+    """Every value that `without` knows, and every lambda of the paper's table 6, has its line."""
+    from typing import get_args
+
+    from animx_trainer.config import load_config
+    from animx_trainer.pose_augment import Ablation, load_epi
+
+    page = (Path(__file__).resolve().parents[1] / "docs" / "training.md").read_text()
+    sets = re.findall(r"--set (data\.options\.epi\.\S+)", page)
+    told = [load_epi(load_config("paper", [text]).data.options["epi"]) for text in sets]
+    assert {name for epi in told for name in epi.without} == set(get_args(Ablation))
+    assert {epi.probability for epi in told if not epi.without} == {1.0, 0.98, 0.95, 0.9, 0.8}
+    assert all(epi.rescales for epi in told), "the rescale pool is still that of the preset"

@@ -147,9 +147,27 @@ def test_a_stop_is_answered_at_once_and_what_is_left_is_said(number: int, code: 
         ran = animx("train", "smoke", "-o", tmp_path / "run", *SMOKE, "--steps", 3)
     assert ran.code == code
     assert "stopping: this step is finished" in ran.err
+    assert "again: at once" in ran.err
     assert "after step 1; its checkpoint is written. Go on with --resume" in ran.err
     assert "nothing partial" not in ran.err
     assert _newest(tmp_path / "run").name == "step-00000001"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_stop_is_not_kept_waiting(number: int, code: int, tmp_path: Path) -> None:
+    from animx_trainer import loop
+
+    def never_ends(*_: object) -> None:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "take_step", never_ends)
+        ran = animx("train", "smoke", "-o", tmp_path / "run", *SMOKE, "--steps", 3)
+    assert ran.code == code
+    assert "stopped at once; go on from the last checkpoint with --resume" in ran.err
+    assert "Traceback" not in ran.err
 
 
 def test_workers_are_deaf_to_a_stop_and_a_death_is_told_when_the_next_step_is_asked_for() -> None:

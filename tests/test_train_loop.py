@@ -131,6 +131,21 @@ def test_a_full_disk_ends_with_one_line_and_leaves_the_last_good_checkpoint(
     assert resume(tiny_run(LONG), tmp_path) == 5
 
 
+def test_a_disk_that_is_full_is_called_so_whatever_torch_s_writer_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+
+    run = tiny_run(LONG)
+    monkeypatch.setattr(checkpointing, "write_shares", fails)
+    with pytest.raises(OutputError, match="unexpected pos"):
+        save(run, tmp_path)
+    monkeypatch.setattr(checkpointing.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 0))
+    with pytest.raises(OutputError, match="the disk is full"):
+        save(run, tmp_path)
+
+
 def test_a_checkpoint_half_written_is_no_checkpoint(uninterrupted: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     shutil.copytree(uninterrupted[0], tmp_path, dirs_exist_ok=True)
     newest = checkpointing.list_checkpoints(tmp_path / CHECKPOINTS)[-1]

@@ -99,7 +99,9 @@ class UNetConfig:
                 raise UsageError(f"{size}: {getattr(self, size)} is less than 1")
         if self.context_dim % self.keypoint_heads:
             raise UsageError(f"keypoint_heads: {self.keypoint_heads} do not divide context_dim {self.context_dim}")
-        if min(self.multipliers, default=1) < 1:
+        if not self.multipliers:
+            raise UsageError("multipliers: a network has at least one level")
+        if min(self.multipliers) < 1:
             raise UsageError(f"multipliers: {min(self.multipliers)} is less than 1")
         if not 0.0 <= self.dropout < 1.0:
             raise UsageError(f"dropout: {self.dropout} is outside 0..1 (1 excluded)")

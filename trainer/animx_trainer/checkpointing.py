@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as write_shares
 from animx.atomic import output_error
 from animx.errors import InputError, OutputError
 from animx_trainer.distributed import World
-from animx_trainer.ema import Ema
+from animx_trainer.ema import Ema, local
 
 SCHEMA = 1
 STATE = "state.json"
@@ -135,7 +135,10 @@ def _write(tensors: dict[str, Tensor], folder: Path, world: World) -> None:
     except OSError as error:
         raise output_error(folder.with_name(folder.name[1:-5]), error) from error
     except RuntimeError as error:  # torch's own file writer turns a full disk into this
-        raise OutputError(f"cannot write {folder.with_name(folder.name[1:-5])}: {_first_line(error)}") from error
+        target = folder.with_name(folder.name[1:-5])
+        if shutil.disk_usage(folder).free < sum(local(tensor).nbytes for tensor in tensors.values()):
+            raise output_error(target, OSError(errno.ENOSPC, "")) from error
+        raise OutputError(f"cannot write {target}: {_first_line(error)}") from error
 
 
 def _os_error(error: CheckpointException) -> OSError:

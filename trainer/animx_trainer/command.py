@@ -34,6 +34,7 @@ OWN = ("config.yaml", "initialise.json", "log.jsonl", "tensorboard", "samples", 
         "animx train my.yaml -o runs/mine --set optimizer.lr=1e-4 --resume",
         "animx train runs/mine --proof 200",
         "animx train paper --dry-run",
+        "animx train finetune --show > my.yaml",
         "torchrun --nproc-per-node 8 -m animx train paper -o runs/paper --set parallel=fsdp",
     ),
 )
@@ -49,6 +50,7 @@ OWN = ("config.yaml", "initialise.json", "log.jsonl", "tensorboard", "samples", 
 @click.option("--proof", type=click.IntRange(2, 100_000), metavar="N",
               help="Only measure what the newest checkpoint has learned, on N unseen characters.")  # fmt: skip
 @click.option("--against", metavar="RUN", help="With --proof: also measure this run, and the two in pairs.")
+@click.option("--show", is_flag=True, help="Only print the whole config as YAML: every field, as it would be used.")
 @click.option("--dry-run", is_flag=True, help="Say what would be trained and how much memory it takes; write nothing.")
 def train(
     out: Output,
@@ -62,6 +64,7 @@ def train(
     export: str | None,
     proof: int | None,
     against: str | None,
+    show: bool,
     dry_run: bool,
 ) -> None:
     """Train the full model as CONFIG says: a YAML file, the folder of a run, or paper, finetune, nano or smoke.
@@ -75,6 +78,9 @@ def train(
     chosen = load_config(config, sets)
     if steps is not None:
         chosen = with_steps(chosen, steps)
+    if show:
+        _show(out, chosen)
+        return
     if dry_run:
         _say_plan(out, chosen)
         return
@@ -107,10 +113,13 @@ def _train(out: Output, config: TrainConfig, folder: Path, resume: bool, device:
         source = open_source(config.data, config.seed)
         run = make_run(config, source, loader_of(config.data), world)
         done = go_on(run, folder) if resume else 0  # first: what is refused must not have touched the folder
+        if done > config.steps:
+            raise UsageError(f"{folder}: {done} steps are done, more than the {config.steps} asked for. Raise --steps")
         _prepare_folder(folder, config, run.report.record(), resume, world)
-        out.say(f"animx: {run.report.line()}; {sum(p.numel() for p in run.parameters):,} parameters on {world.device}")
-        if resume:
-            out.say(f"animx: going on after step {done}" if done else "animx: no checkpoint yet; beginning anew")
+        begun = f"going on after step {done}" if done else run.report.line()
+        if resume and not done:
+            begun = f"no checkpoint yet, beginning anew; {begun}"
+        out.say(f"animx: {begun}; {sum(p.numel() for p in run.parameters):,} parameters on {world.device}")
         with _stopping(out) as stop:
             outcome = run_training(run, folder, should_stop=lambda: bool(stop), on_progress=out.progress())
         if not outcome.is_complete:
@@ -151,7 +160,10 @@ def _export(out: Output, config: TrainConfig, folder: Path, target: Path, overwr
     from animx_trainer.loop import CHECKPOINTS
 
     newest = _newest(folder / CHECKPOINTS)
-    export(config, newest, target, overwrite=overwrite)
+    try:
+        export(config, newest, target, overwrite=overwrite)
+    except UsageError as error:  # elsewhere -o names what is written; here it is the run
+        raise UsageError(str(error).replace("with -o", "with --export")) from error
     out.say(f"animx: wrote the model of {newest}")
     out.wrote({"folder": str(target), "checkpoint": str(newest)}, [target])
 
@@ -187,6 +199,15 @@ def _newest(checkpoints: Path) -> Path:
     return found[-1]
 
 
+def _show(out: Output, config: TrainConfig) -> None:
+    import yaml
+
+    from animx.config import as_mapping
+
+    whole = as_mapping(config)
+    out.result({"config": whole}, yaml.safe_dump(whole, sort_keys=False).splitlines())
+
+
 def _say_plan(out: Output, config: TrainConfig) -> None:
     from animx_trainer.plan import plan
 
@@ -198,13 +219,17 @@ def _say_plan(out: Output, config: TrainConfig) -> None:
     lines = [
         f"network: {config.model.variant}, {found.trained:,} parameters trained, {found.frozen:,} unused",
         *rows,
-        f"memory:  {found.training_bytes / 1e9:.1f} GB for weights, gradients and AdamW in float32"
-        + (f", {found.ema_bytes / 1e9:.1f} GB for averages" if found.ema_bytes else "")
+        f"memory:  {_size(found.training_bytes)} for weights, gradients and AdamW in float32"
+        + (f", {_size(found.ema_bytes)} for averages" if found.ema_bytes else "")
         + "; encoders and activations come on top",
         f"steps:   {config.steps:,} of {config.batch} samples x {config.data.frames} frames at "
         f"{config.data.size[0]}x{config.data.size[1]}",
     ]
     out.result({"plan": found.record()}, lines)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
@@ -260,14 +285,16 @@ def _prepare_folder(folder: Path, config: TrainConfig, report: dict[str, Any], r
 
 @contextmanager
 def _stopping(out: Output) -> Iterator[list[int]]:
-    """While inside, SIGTERM and SIGINT are noted in the list, and told, instead of ending the process."""
+    """While inside, the first SIGTERM or SIGINT is noted in the list, and told; the second one ends the process."""
     caught: list[int] = []
 
     def note(number: int, _frame: object) -> None:
-        if not caught:
-            caught.append(number)
-            with suppress(RuntimeError):  # the signal came amid another line
-                out.say("animx: stopping: this step is finished and a checkpoint written, please wait")
+        if caught:
+            at_once = "stopped at once; go on from the last checkpoint with --resume"
+            raise KeyboardInterrupt(at_once) if number == signal.SIGINT else Terminated(at_once)
+        caught.append(number)
+        with suppress(RuntimeError):  # the signal came amid another line
+            out.say("animx: stopping: this step is finished and a checkpoint written, please wait; again: at once")
 
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from animx.config import FieldError, Range, as_mapping, build, build_with, read_yaml
+from animx.config import FieldError, Located, Range, as_mapping, build, build_with, read_yaml
 from animx.errors import InputError, UsageError, nearest
 from animx.model.config import UNetConfig, variant
 
 SUFFIXES = (".yaml", ".yml")
+BASES = 4
+"""How many configs may be laid over each other."""
 RUN_CONFIG = "config.yaml"
 """What the folder of a run holds it as."""
 SHIPPED = ("paper", "finetune", "nano", "smoke")
@@ -146,7 +148,7 @@ class TrainConfig:
     """Every random number of the run follows from it, the step and the sample."""
     steps: Annotated[int, Range(1)] = 100_000
     """Optimiser steps of the whole run."""
-    batch: Annotated[int, Range(1)] = 8
+    batch: Annotated[int, Range(1, 65_536)] = 8
     """Samples of one step, over all processes and accumulation rounds."""
     accumulate: Annotated[int, Range(1)] = 1
     """Rounds in which each process works its share of a step, to save memory."""
@@ -195,13 +197,39 @@ def find_config(name: str) -> Path:
 
 
 def load_config(name: str, sets: Iterable[str] = ()) -> TrainConfig:
-    """The config of a file or shipped preset, with `--set a.b=c` laid over it.
+    """The config of a file, a run or a shipped preset, with `--set a.b=c` laid over it.
 
-    Unknown keys, wrong types and values out of range are an `InputError` with file, line and key; those
-    of a `--set` a `UsageError` that names it.
+    The key `base` of a file names another one (a preset, or a file seen from its own folder) that it is laid over.
+    Unknown keys, wrong types and values out of range are an `InputError` with file, line and key; those of a `--set` a
+    `UsageError` that names it.
     """
     path = find_config(name)
-    return build_with(TrainConfig, read_yaml(path), path, sets)
+    return build_with(TrainConfig, _read(path), path, sets)
+
+
+def _read(path: Path, depth: int = 0) -> Mapping[str, Any]:
+    """The mapping of a file laid over its `base`."""
+    mapping = read_yaml(path)
+    if "base" not in mapping:
+        return mapping
+    name = mapping.pop("base")
+    if not isinstance(name, str) or depth >= BASES:
+        raise InputError(f"{path}:{mapping.lines['base']}: base: {name!r} is no config to start from")
+    beside = path.parent / name
+    return _over(_read(beside if beside.is_file() else find_config(name), depth + 1), mapping)
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Located:
+    """`above` laid over `below`, mapping by mapping; lines are those of `above`.  Options of another source go."""
+    lines = above.lines if isinstance(above, Located) else {}
+    whole = Located({**below}.items(), lines)
+    if "source" in above and above["source"] != below.get("source"):
+        whole.pop("options", None)
+    for key, value in above.items():
+        under = whole.get(key)
+        both = isinstance(value, Mapping) and isinstance(under, Mapping)
+        whole[key] = _over(under, value) if both else value
+    return whole
 
 
 FREE = ("log", "steps", "data.workers", "data.path", "parallel", "accumulate", "activation_checkpointing")

@@ -100,6 +100,14 @@ class Encoders:
                 f"Set model.unet.in_channels={own}, or use other encoders"
             )
 
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Refuse frames (width, height) [px] that the VAE would silently cut at an edge."""
+        if self.components is None:
+            return
+        scale = 2 ** (len(self.components.vae.config["block_out_channels"]) - 1)
+        if size[0] % scale or size[1] % scale:
+            raise UsageError(f"data.size: {size[0]}x{size[1]} px is no multiple of {scale}, as this VAE wants it")
+
     def check(self, batch: Batch, context: int, channels: int) -> None:
         """Refuse samples that do not fit the network: width of the CLIP vectors, channels of the latents."""
         if batch.clip.ndim == 3 and batch.clip.shape[-1] != context:

@@ -93,6 +93,7 @@ def make_run(
     dtype = DTYPES[config.precision]
     frozen = encoders if encoders is not None else find_encoders(config.model.encoders, config.seed)[0]
     frozen.check_network(config.unet().context_dim, config.unet().in_channels)
+    frozen.check_size(config.data.size)
     if config.parallel == "fsdp":
         denoiser, report = build_sharded(config, frozen.prompt, here, dtype)
         module: nn.Module = denoiser
