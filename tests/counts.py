@@ -10,10 +10,33 @@ import torch
 from animx.counting import costs, fakes, report
 from animx.counting.stacks import TINY, Counted, Setting, count
 
+Call = tuple[str, tuple[Any, ...]]
+"""An operator's name and its arguments, tensors as (shape, strides, type)."""
+
 
 @cache
 def counted(stack: Any, **changes: Any) -> Counted:
-    return count(Setting(stack, **changes))
+    return heard(stack, **changes)[0]
+
+
+@cache
+def heard(stack: Any, **changes: Any) -> tuple[Counted, tuple[Call, ...]]:
+    """The log, and each different call of our operators."""
+    own, calls = costs._ours, {}
+
+    def described(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return tuple(value.shape), value.stride(), value.dtype
+        return value
+
+    def hear(name: str, args: Any, kwargs: Any) -> Any:
+        assert not kwargs, f"{name}: arguments by name"
+        call = (name, tuple(map(described, args)))
+        calls[repr(call)] = call
+        return own(name, args, kwargs)
+
+    with fakes.replaced(costs, "_ours", hear):
+        return count(Setting(stack, **changes)), tuple(calls.values())
 
 
 def tiny(stack: Any) -> Counted:

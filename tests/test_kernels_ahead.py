@@ -16,7 +16,7 @@ pytest.importorskip("torch", reason="needs the 'model' extra")
 
 from kernel_gates import environment
 
-from animx_kernels.ahead import CARDS, MOST_SHARED
+from animx_kernels.ahead import CARDS, MOST_SHARED, asked_for
 from animx_kernels.dispatch import load_ops
 
 REGISTERS = 16
@@ -31,17 +31,22 @@ LEAST = {"quantise_rows": 89, "linear8": 89, "geglu_linear8": 89, "geglu_rows8":
 
 @pytest.fixture(scope="module")
 def compiled(root: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The table, compiled now, in a process without the interpreter; what did not change is in pytest's cache."""
+    """The first part of the table, compiled now, in a process without the interpreter.
+
+    What did not change since the last run is in pytest's cache.
+    """
     cache = request.config.cache
     folder = cache.mkdir("triton") if cache else tmp_path_factory.mktemp("triton")
-    path = tmp_path_factory.mktemp("ahead") / "aot.json"
-    subprocess.run(
-        [sys.executable, "-m", "animx_kernels.ahead", str(path)],
+    code = "import json, triton; from animx_kernels.ahead import launches as made\n"
+    code += "print(json.dumps({'triton': triton.__version__, 'launches': made()}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
         check=True,
         cwd=root,
         env={**environment(root), "TRITON_CACHE_DIR": str(folder)},
+        stdout=subprocess.PIPE,
     )
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    return dict(json.loads(done.stdout))
 
 
 @pytest.fixture(scope="module")
@@ -49,24 +54,62 @@ def committed(root: Path) -> dict[str, Any]:
     return dict(json.loads((root / "docs" / "benchmarks" / "kernels-aot.json").read_text(encoding="utf-8")))
 
 
-pytestmark = pytest.mark.slow
 AGAIN = "write it anew: python -m animx_kernels.ahead docs/benchmarks/kernels-aot.json"
 
 
+@pytest.mark.slow
 def test_every_operator_with_a_body_compiles_for_every_card(compiled: dict[str, Any]) -> None:
     found = {(key.split("/")[0], key.rsplit("_", 1)[1]) for key in compiled["launches"]}
     assert found == {(name, str(card)) for name in load_ops() for card in CARDS
                      if name not in WITHOUT_BODY and card >= LEAST.get(name, 0)}  # fmt: skip
 
 
+def fits(key: str, row: dict[str, Any]) -> None:
+    card = int(re.findall(r"sm_(\d+)$", key)[0])
+    assert row["spilled"] == 0, f"{key} spills {row['spilled']} bytes a thread: smaller blocks or more warps"
+    assert row["shared"] <= MOST_SHARED[card], key
+    assert row["registers"] * 32 * row["num_warps"] <= 65536, key
+
+
+@pytest.mark.slow
 def test_no_launch_spills_or_asks_for_more_than_a_card_has(compiled: dict[str, Any]) -> None:
     for key, row in compiled["launches"].items():
-        card = int(re.findall(r"sm_(\d+)$", key)[0])
-        assert row["spilled"] == 0, f"{key} spills {row['spilled']} bytes a thread: smaller blocks or more warps"
-        assert row["shared"] <= MOST_SHARED[card], key
-        assert row["registers"] * 32 * row["num_warps"] <= 65536, key
+        fits(key, row)
 
 
+def test_all_that_the_full_model_asks_for_is_in_the_committed_table_as_it_is_now_and_spills_nothing(
+    committed: dict[str, Any],
+) -> None:
+    """By the fingerprints of what the compiler is given; that the networks ask for no more, their log tells."""
+    import triton
+
+    if triton.__version__ != committed["triton"]:
+        pytest.skip(f"triton {triton.__version__} here, {committed['triton']} in the table: other fingerprints")
+    wanted = {mark: place for mark, place, _, _ in asked_for()}
+    assert len(wanted) > 300
+    missing = sorted({place for mark, place in wanted.items() if mark not in committed["asked"]})
+    assert not missing, f"not compiled as they are now: {', '.join(missing)}; {AGAIN}"
+    assert set(committed["asked"]) == set(wanted), AGAIN
+    for row in committed["asked"].values():
+        fits(row["launch"], row)
+
+
+def test_a_changed_body_constant_or_card_is_another_fingerprint() -> None:
+    from animx_kernels import ahead
+
+    _, _, card, build = next(asked_for((80,)))
+    other = build._replace(num_warps=build.num_warps * 2)
+    marks = [ahead.fingerprint(build, card), ahead.fingerprint(build, 90), ahead.fingerprint(other, card)]
+    body = ahead._bodies
+    try:
+        ahead._bodies = lambda file: body(file).replace("sqrt_rn", "rsqrt", 1)  # type: ignore[assignment]
+        marks.append(ahead.fingerprint(build, card))
+    finally:
+        ahead._bodies = body
+    assert len(set(marks)) == 4
+
+
+@pytest.mark.slow
 def test_the_committed_table_is_what_is_compiled_now(compiled: dict[str, Any], committed: dict[str, Any]) -> None:
     assert set(compiled["launches"]) == set(committed["launches"]), AGAIN
     if compiled["triton"] != committed["triton"]:
@@ -81,6 +124,7 @@ def test_the_committed_table_is_what_is_compiled_now(compiled: dict[str, Any], c
 SIZES_OF_ONE = """
 import torch
 from animx_kernels import add_layer_norm_triton as l, geglu_triton as g, group_norm_silu_triton as n
+from animx_kernels import causal_conv_triton as c
 from animx_kernels import guided_step_triton as u, motion_attention_triton as m, selective_scan_triton as s
 from animx_kernels import temporal_attention_triton as a, temporal_conv_triton as t
 from animx_kernels.ahead import compile_for
@@ -110,6 +154,8 @@ planned = [
            dict.fromkeys(("dq", "dk", "dv"), o), 1, a._config(o, 1, "_backward", 80), False),
     m.plan(e(1, 1, 1), e(1, 1, 1), e(1, 1), e(1, 1, 1), e(1), e(1, 1, 1), 1, 1e-5, capability=80),
     u.plan(*[e(1, 1, 1, 1, 1)] * 3, e(), e(6), long, e(1, 1), *[e(1, 1, 1, 1, 1)] * 2, 80),
+    *(c.plan(o, e(1, k), shift, False, o, 80) for k, shift in ((1, None), (4, x))),
+    c.plan_backward(o, o, e(1, 4), x, False, o, e(1, 5, 1, dtype=f), 80),
     *(s.plan(one, o, 80) for one in (*scan, bare)),
     *(s.plan_backward(one, o, slopes, 80)[0] for one in scan),
     s.plan_backward(bare, o, {**slopes, "dz": None}, 80)[0],
@@ -119,6 +165,7 @@ for launch in planned:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_sizes_of_one_are_compiled_in_and_still_compile(root: Path, request: pytest.FixtureRequest) -> None:
     """The launcher makes constants of arguments that are 1; a body must not treat them as run-time numbers."""
@@ -127,6 +174,7 @@ def test_sizes_of_one_are_compiled_in_and_still_compile(root: Path, request: pyt
     subprocess.run([sys.executable, "-c", SIZES_OF_ONE], check=True, cwd=root, env={**environment(root), **folder})
 
 
+@pytest.mark.slow
 def test_the_interpreter_and_the_compiler_are_not_mixed(root: Path) -> None:
     """In a process where Triton interprets, compiling ahead is refused and not silently something else."""
     code = (

@@ -63,7 +63,7 @@ FACTORIES = _names("""
 """)
 COPIES = _names("""
     clone cat stack repeat index_select index gather flip roll constant_pad_nd slice_scatter select_scatter index_put
-    masked_fill embedding tril triu
+    masked_fill embedding tril triu block_diag
 """)
 """Pure movement of data: what a layout costs."""
 

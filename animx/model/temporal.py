@@ -21,6 +21,7 @@ from animx.errors import MissingExtraError
 from animx.model.attention import TransformerBlock
 from animx.model.config import UNetConfig
 from animx_kernels import selective_scan as kernel
+from animx_kernels.causal_conv import causal_conv_silu
 
 
 def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, z: Tensor) -> Tensor:
@@ -66,61 +67,73 @@ class Mamba(nn.Module):
 
 
 class Directions(NamedTuple):
-    """The weights of one or two Mamba blocks side by side, as one pass over both directions of time wants them."""
+    """The weights of one or two Mamba blocks side by side, as one pass over both directions of time wants them.
+
+    What each direction projects for itself is one matrix for both, zero where it would mix them: it costs products with
+    zero, a few percent of the block's, and saves a copy of everything that it makes.
+    """
 
     project: Tensor  # [2 * sides * E, D], u of all directions, then z of all
     taps: Tensor  # [sides * E, K]
     taps_bias: Tensor  # [sides * E]
-    select: tuple[Tensor, ...]  # per side [rank + 2 S, E]
-    widen: tuple[Tensor, ...]  # per side [E, rank]
+    select: Tensor  # [sides * (rank + 2 S), sides * E]: steps of all directions, then b of all, then c of all
+    widen: Tensor  # [sides * E, sides * rank]
     rates: Tensor  # [sides * E, S]
     skip: Tensor  # [sides * E]
     bias: Tensor  # [sides * E], of the steps
     out: Tensor  # [D, sides * E]: the sum of both in one projection
+    sides: int
 
     @classmethod
     def of(cls, sides: Sequence[Mamba]) -> Directions:
         """Put the weights together."""
-        inner = sides[0].D.numel()
+        inner, rank, states = sides[0].D.numel(), sides[0].rank, sides[0].state
         weights = [side.in_proj.weight for side in sides]
         logs = torch.cat([side.A_log for side in sides])
+        selects = [torch.split(side.x_proj.weight, [rank, states, states]) for side in sides]
         return cls(
             torch.cat([w[:inner] for w in weights] + [w[inner:] for w in weights]),
             torch.cat([side.conv1d.weight[:, 0] for side in sides]),
             torch.cat([_bias(side.conv1d) for side in sides]),
-            tuple(side.x_proj.weight for side in sides),
-            tuple(side.dt_proj.weight for side in sides),
+            torch.cat([_diagonal(*part) for part in zip(*selects, strict=True)]),
+            _diagonal(*(side.dt_proj.weight for side in sides)),
             -torch.exp(logs if logs.dtype == torch.float64 else logs.float()),
             torch.cat([side.D for side in sides]),
             torch.cat([_bias(side.dt_proj) for side in sides]),
             torch.cat([side.out_proj.weight for side in sides], dim=1),
+            len(sides),
         )
 
 
-def through(w: Directions, x: Tensor, library: bool = False) -> Tensor:
-    """The sum of one or two Mamba blocks of x [B, L, D], or of [B, L, N, D] over L; the second sees time backwards.
+def scanned(w: Directions, x: Tensor, library: bool = False) -> Tensor:
+    """What one or two Mamba blocks make of x [B, L, D], or of [B, L, N, D] over L, before their output projection.
 
-    Both directions share every operator; no tensor is flipped.  `library`: the scan is mamba_ssm's (CUDA; 3-D x).
+    Both directions share every operator; the second sees time backwards, and no tensor is flipped.  Returns x's shape
+    with the channels of both; `w.out` projects them.  `library`: the scan is mamba_ssm's (CUDA; 3-D x).
     """
-    sides, (inner, rank), states = len(w.widen), w.widen[0].shape, w.rates.shape[1]
+    states = w.rates.shape[1]
     u, z = F.linear(x, w.project).chunk(2, dim=-1)  # [B, L, sides * E], views
-    deltas, bs, cs = [], [], []
-    for i in range(sides):
-        own = slice(i * inner, (i + 1) * inner)
-        active = F.silu(kernel.convolved(u[..., own], w.taps[own], w.taps_bias[own], reverse=i == 1))
-        delta, b, c = torch.split(F.linear(active, w.select[i]), [rank, states, states], dim=-1)
-        deltas.append(F.linear(delta, w.widen[i]))
-        bs.append(b)
-        cs.append(c)
-    given = (u, torch.cat(deltas, -1), w.rates, torch.cat(bs, -1), torch.cat(cs, -1), w.skip, z)
+    rows = x.ndim == 3
+    if rows:
+        u, z = u.transpose(0, 1)[None], z.transpose(0, 1)[None]  # [1, L, B, ...]
+    active = causal_conv_silu(u, w.taps, w.taps_bias, w.sides == 2)
+    low, b, c = torch.split(F.linear(active, w.select), [w.widen.shape[1], w.sides * states, w.sides * states], dim=-1)
+    given = (active, F.linear(low, w.widen), w.rates, b, c, w.skip, z)
     if library:
-        return F.linear(_library_scan(*given, w.bias, w.taps, w.taps_bias, sides), w.out)
-    if x.ndim == 4:
-        y = kernel.selective_scan(*given, w.bias, w.taps, w.taps_bias, True, sides == 2)
-        return F.linear(y, w.out)
-    u, delta, _, b, c, _, z = (t.transpose(0, 1)[None] if t.ndim == 3 else t for t in given)  # [1, L, B, ...]
-    y = kernel.selective_scan(u, delta, w.rates, b, c, w.skip, z, w.bias, w.taps, w.taps_bias, True, sides == 2)
-    return F.linear(y, w.out)[0].transpose(0, 1)
+        return _library_scan(*given, w.bias, w.sides)
+    y = kernel.selective_scan(*given, w.bias, None, None, True, w.sides == 2)
+    return y[0].transpose(0, 1) if rows else y
+
+
+def through(w: Directions, x: Tensor, library: bool = False) -> Tensor:
+    """The sum of one or two Mamba blocks of x; see `scanned`."""
+    return F.linear(scanned(w, x, library), w.out)
+
+
+def _diagonal(*blocks: Tensor) -> Tensor:
+    """The blocks along the diagonal of a matrix of zeros."""
+    whole: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return whole
 
 
 def _bias(layer: nn.Linear | nn.Conv1d) -> Tensor:
@@ -129,10 +142,12 @@ def _bias(layer: nn.Linear | nn.Conv1d) -> Tensor:
 
 
 def _library_scan(
-    u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, z: Tensor, bias: Tensor, taps: Tensor,
-    taps_bias: Tensor, sides: int,
-) -> Tensor:  # fmt: skip
-    """The same by `mamba_ssm` (each direction by itself, in its layout [B, E, L]): for comparison, or where it wins."""
+    u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, z: Tensor, bias: Tensor, sides: int
+) -> Tensor:
+    """The same by `mamba_ssm` (each direction by itself, in its layout [B, E, L]): for comparison, or where it wins.
+
+    u, delta, z [1, L, B, sides * E], b and c [1, L, B, sides * S] -> [B, L, sides * E].
+    """
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     except ImportError as problem:
@@ -145,12 +160,11 @@ def _library_scan(
         )
 
         def lay(t: Tensor, part: slice, i: int = i) -> Tensor:
-            t = t[..., part].transpose(1, 2)
+            t = t[0, ..., part].permute(1, 2, 0)
             return (t.flip(2) if i else t).contiguous()
 
-        active = F.silu(kernel.convolved(u[..., own], taps[own], taps_bias[own], reverse=i == 1))
         y = selective_scan_fn(
-            lay(active, slice(None)), lay(delta, own), a[own], lay(b, few), lay(c, few), d[own].float(), lay(z, own),
+            lay(u, own), lay(delta, own), a[own], lay(b, few), lay(c, few), d[own].float(), lay(z, own),
             delta_bias=bias[own].float(), delta_softplus=True,
         )  # fmt: skip
         found.append((y.flip(2) if i else y).transpose(1, 2))

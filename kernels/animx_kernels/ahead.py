@@ -1,21 +1,28 @@
 """Every Triton body compiled for cards that are not there: registers, shared memory and spills of each launch.
 
-`python -m animx_kernels.ahead FILE` writes the table as JSON (docs/benchmarks/kernels-aot.json); a test compiles again
-and compares, so that a body that no longer compiles, or spills, cannot land unnoticed.  Needs triton, no GPU, and a
-process in which Triton's interpreter is off.  Nothing here says how fast a launch is.
+`python -m animx_kernels.ahead FILE` writes the table as JSON (docs/benchmarks/kernels-aot.json), in two parts:
+`launches`, a few of each operator, which a test compiles again and compares, so that a body that no longer compiles, or
+spills, cannot land unnoticed; and `asked`, all that the full model asks for in every type (`asked.py`), each with the
+fingerprint of what the compiler was given.  A test compares the fingerprints and compiles nothing; writing compiles
+only what has no row yet.  Needs triton, no GPU, and a process in which Triton's interpreter is off.  Nothing here says
+how fast a launch is.
 """
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from animx_kernels import asked
 from animx_kernels.dispatch import OPS, Build, load_ops
 
 CARDS = (80, 89, 90)
@@ -92,29 +99,74 @@ def _cuobjdump() -> str:
     return str(triton.knobs.nvidia.cuobjdump.path)
 
 
-def table(cards: tuple[int, ...] = CARDS) -> dict[str, Any]:
-    """The JSON document: schema, versions, and one entry per launch and card."""
+@cache
+def _bodies(file: Path) -> str:
+    """Functions and constants of a body's file, and of those it takes bodies from; comments and places left out."""
+    told = []
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("_triton"):
+            told.append(_bodies(file.with_name(f"{(node.module or '').rpartition('.')[2]}.py")))
+        is_body = isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(one) for one in node.decorator_list)
+        if is_body or isinstance(node, ast.Assign | ast.AnnAssign):
+            told.append(ast.dump(node))
+    return "\n".join(told)
+
+
+def fingerprint(build: Build, capability: int) -> str:
+    """Of all that decides what a build compiles to: bodies, types, constants, card, and Triton's version."""
     import triton
 
-    found = {row.key: row._asdict() for row in rows(cards)}
-    kept = ("num_warps", "num_stages", "registers", "spilled", "shared")
-    entries = {key: {name: row[name] for name in kept} for key, row in found.items()}
+    told = (triton.__version__, str(capability), asked.key(build), _bodies(Path(build.kernel.fn.__code__.co_filename)))
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+
+
+def asked_for(cards: tuple[int, ...] = CARDS) -> Iterator[tuple[str, str, int, Build]]:
+    """All that the full model asks for: fingerprint, `op/kernel/sm_card`, card, build."""
+    for name in sorted(load_ops()):
+        for capability in cards:
+            for build in asked.builds(name, capability):
+                place = f"{name}/{build.kernel.fn.__name__}/sm_{capability}"
+                yield fingerprint(build, capability), place, capability, build
+
+
+KEPT = ("num_warps", "num_stages", "registers", "spilled", "shared")
+
+
+def launches(cards: tuple[int, ...] = CARDS) -> dict[str, dict[str, int]]:
+    """The first part of the table: `op/kernel/build/sm_card` -> what it takes."""
+    return {row.key: {name: getattr(row, name) for name in KEPT} for row in rows(cards)}
+
+
+def table(known: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The JSON document: schema, versions, both parts.  `known`: rows of the second by fingerprint, not made anew."""
+    import triton
+
+    found: dict[str, dict[str, Any]] = {}
+    for mark, place, capability, build in asked_for():
+        row = (known or {}).get(mark)
+        if row is None:
+            made = _row(place.partition("/")[0], 0, capability, build)
+            row = {name: getattr(made, name) for name in KEPT}
+        found[mark] = {"launch": place, **row}
     return {
-        "schema": 1,
+        "schema": 2,
         "about": "Registers per thread, bytes spilled per thread, bytes of shared memory per program; no times.",
         "triton": triton.__version__,
-        "launches": entries,
+        "launches": launches(),
+        "asked": found,
     }
 
 
 def write(path: Path) -> None:
-    """Write the table, one launch a line."""
-    document = table()
-    launches = ",\n".join(f"    {json.dumps(key)}: {json.dumps(row)}" for key, row in document["launches"].items())
-    head = ",\n".join(
-        f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items() if key != "launches"
-    )
-    path.write_text(f'{{\n{head},\n  "launches": {{\n{launches}\n  }}\n}}\n', encoding="utf-8")
+    """Write the table, one launch a line; what a table that is there already knows is not compiled again."""
+    known = json.loads(path.read_text(encoding="utf-8")).get("asked") if path.exists() else None
+    document = table(known)
+    parts = {}
+    for part in ("launches", "asked"):
+        parts[part] = ",\n".join(f"    {json.dumps(key)}: {json.dumps(row)}" for key, row in document.pop(part).items())
+    head = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items())
+    body = "".join(f',\n  "{part}": {{\n{text}\n  }}' for part, text in parts.items())
+    path.write_text(f"{{\n{head}{body}\n}}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ log = logging.getLogger("animx.kernels")
 
 MODULES = (
     "geglu", "group_norm_silu", "add_layer_norm", "temporal_conv", "motion_attention", "temporal_attention",
-    "guided_step", "selective_scan", "quantise8", "linear8", "attention8", "layer_norm8",
+    "guided_step", "causal_conv", "selective_scan", "quantise8", "linear8", "attention8", "layer_norm8",
 )  # fmt: skip
 """The files of the operators; importing one registers what it defines in `OPS`."""
 
@@ -154,6 +154,8 @@ def use_triton(name: str, *tensors: Tensor | None, refusal: str | None = None) -
     `refusal`: why the body does not take these shapes, or None.  In the mode `interpret` the body is prepared for the
     interpreter, and a missing triton is an `ImportError`: a comparison of the reference with itself proves nothing.
     """
+    if _plans:
+        return refusal is None
     kind = mode()
     given = [tensor for tensor in tensors if tensor is not None]
     device = given[0].device
@@ -219,7 +221,26 @@ def _interpret() -> None:
 
 def interpreted() -> bool:
     """Whether Triton bodies run in the interpreter: bfloat16 arithmetic and `tl.dot` on it are wrong there."""
-    return mode() == "interpret"
+    return not _plans and mode() == "interpret"
+
+
+_plans: list[tuple[int, list[Any]]] = []
+
+
+@contextmanager
+def planning(capability: int) -> Iterator[list[Any]]:
+    """Within: bodies plan their launches for a card that is not there and make none; see `launch.planned`."""
+    found: list[Any] = []
+    _plans.append((capability, found))
+    try:
+        yield found
+    finally:
+        _plans.pop()
+
+
+def planned_into() -> list[Any] | None:
+    """Where launches go instead of to a card, within `planning`."""
+    return _plans[-1][1] if _plans else None
 
 
 @cache
@@ -230,6 +251,8 @@ def _capability(index: int) -> int:
 
 def card(device: torch.device) -> int:
     """Compute capability of a device (90 for an H100); 90 for a CPU and where no CUDA device can be asked."""
+    if _plans:
+        return _plans[-1][0]
     if device.type != "cuda" or not torch.cuda.is_available():
         return 90
     return _capability(torch.cuda.current_device() if device.index is None else device.index)

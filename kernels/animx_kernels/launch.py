@@ -7,12 +7,14 @@ A body file plans its launches with `Launch`; `run` makes them; `build` turns on
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import OPDEFS
 
-from animx_kernels.dispatch import Build
+from animx_kernels.dispatch import Build, planned_into, planning
 
 NAMES = {
     torch.float64: "fp64",
@@ -42,13 +44,34 @@ class Launch(NamedTuple):
 
 
 def run(launch: Launch) -> None:
-    """Launch on the device of its tensors."""
+    """Launch on the device of its tensors; within `dispatch.planning` only note what would be launched."""
+    noted = planned_into()
+    if noted is not None:
+        noted.append(launch)
+        return
     device = next(value.device for value in launch.values.values() if isinstance(value, Tensor))
     guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with guard:
         launch.kernel[launch.grid](
             **launch.values, **launch.constants, num_warps=launch.num_warps, num_stages=launch.num_stages
         )
+
+
+def planned(name: str, arguments: Iterable[Any], capability: int) -> list[Launch]:
+    """The launches of one call of `torch.ops.animx.<name>` on a card, as its body plans them.
+
+    Tensors are looked at for shape, strides and type only; none of their memory is touched.  Empty: the body does not
+    take such a call.
+    """
+
+    def bare(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+    with planning(capability) as found:
+        OPDEFS[f"animx::{name}"]._init_fn(*map(bare, arguments))
+    return found
 
 
 def build(launch: Launch) -> Build:

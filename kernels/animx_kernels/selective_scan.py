@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from animx_kernels import selective_scan_blocks
+from animx_kernels.causal_conv import convolved
 from animx_kernels.dispatch import (
     Build,
     Case,
@@ -40,16 +41,6 @@ MOST_TAPS = 4
 
 MOST_STATES = 32
 """States a channel may have there."""
-
-
-def convolved(u: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool = False) -> Tensor:
-    """Depthwise convolution over L, causal or (`reverse`) anti-causal: u [B, L, ..., E], weight [E, K], bias [E]."""
-    taps, length = weight.shape[1], u.shape[1]
-    edge = (0, taps - 1) if reverse else (taps - 1, 0)
-    padded = F.pad(u, (0, 0) * (u.ndim - 2) + edge)
-    starts = range(taps - 1, -1, -1) if reverse else range(taps)
-    out = sum(weight[:, k] * padded[:, start : start + length] for k, start in enumerate(starts))
-    return out if bias is None else out + bias  # type: ignore[return-value]
 
 
 def reference(

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from animx_kernels import asked
 from animx_kernels.dispatch import Build, card, interpreted, tuned
 from animx_kernels.launch import Launch, adjacent, blocks, build, power, run
 
@@ -102,7 +103,10 @@ def plan(
         "BD": power(d, 16),
     }
     grid = (blocks(pixels, config["PIXELS"]), heads, batch)
-    return Launch(kernel, grid, values, constants, config["num_warps"], config["num_stages"])
+    warps = config["num_warps"]
+    if constants["WIDE"] and kernel is temporal_attention_kernel:
+        warps = min(16, 4 * warps)  # products of float32 hold four times the registers
+    return Launch(kernel, grid, values, constants, warps, config["num_stages"])
 
 
 def _config(q: Tensor, heads: int, suffix: str, capability: int) -> dict[str, Any]:
@@ -134,8 +138,8 @@ def builds(which: str, capability: int) -> list[Build]:
     qkv = torch.empty(1, 33, 6144, 3 * 320, device="meta", dtype=torch.bfloat16)
     given = dict(zip("qkv", qkv.split(320, dim=-1), strict=True))
     out = torch.empty(1, 33, 6144, 320, device="meta", dtype=torch.bfloat16)
-    config = _config(out, 5, which, capability)
     if not which:
-        return [build(plan(temporal_attention_kernel, given, {"out": out}, 5, config, False))]
+        return list(asked.builds("temporal_attention", capability))
+    config = _config(out, 5, which, capability)
     made = {"dq": out, "dk": out, "dv": out}
     return [build(plan(temporal_attention_backward_kernel, {"grad": out, **given}, made, 5, config, False))]

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from animx_kernels import asked
 from animx_kernels.dispatch import Build, card, interpreted, tuned
 from animx_kernels.launch import Launch, adjacent, blocks, build, power, run
 from animx_kernels.temporal_conv import PART, TOKENS_PER_PART, channel_sums_shape, sums_shape
@@ -52,7 +53,7 @@ def temporal_conv_kernel(
     residual_clip, residual_frame, residual_pixel,
     PIXELS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, GROUP: tl.constexpr,
     EVEN: tl.constexpr, SCALED: tl.constexpr, OFFSET: tl.constexpr, SILU: tl.constexpr, ADDED: tl.constexpr,
-    STATS: tl.constexpr, SLOTS: tl.constexpr, WIDEN: tl.constexpr,
+    BIASED: tl.constexpr, STATS: tl.constexpr, SLOTS: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """x [B, T, N, inner] -> y [B, T, N, width] and sums [B, parts, width, 2]."""
     program, segment, clip = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -82,7 +83,9 @@ def temporal_conv_kernel(
         scale += clip * affine_clip
     if OFFSET:
         offset += clip * affine_clip
-    addend = tl.load(bias + first_column + column, column < columns_left, 0).to(tl.float32)
+    addend = tl.zeros([COLUMNS], tl.float32)
+    if BIASED:
+        addend = tl.load(bias + first_column + column, column < columns_left, 0).to(tl.float32)
     y_frame = tl.cast(tokens, tl.int64) * width
 
     start = segment * segment_frames
@@ -225,8 +228,14 @@ def plan_conv(
         segments = min(segments, parts - (pixel_blocks - 1) * slots)
     segment_frames = blocks(frames, segments)
     segments = blocks(frames, segment_frames)
+    # Sums without a residual: the bias stands in its place, the same at every frame and pixel.  Where nothing is loaded
+    # between products and sums, the compiler keeps both in the layout of the products and spills.
+    stands_in = sums is not None and residual is None
+    if stands_in:
+        residual = bias.expand(batch, frames, tokens, width)
     values: dict[str, Any] = {
-        "x": x, "weight": weight, "bias": bias, "scale": scale, "offset": offset, "residual": residual, "y": y,
+        "x": x, "weight": weight, "bias": None if stands_in else bias, "scale": scale, "offset": offset,
+        "residual": residual, "y": y,
         "sums": sums, "frames": frames, "tokens": tokens, "inner": inner, "width": width,
         "segment_frames": segment_frames, "parts": parts,
         "x_clip": x.stride(0), "x_frame": x.stride(1), "x_pixel": x.stride(2),
@@ -237,11 +246,12 @@ def plan_conv(
         values[name] = None if residual is None else residual.stride(number)
     constants = {
         **tile, "GROUP": config["group"], "EVEN": inner % tile["INNER"] == 0, "SCALED": scale is not None,
-        "OFFSET": offset is not None, "SILU": silu, "ADDED": residual is not None, "STATS": sums is not None,
-        "SLOTS": slots, "WIDEN": widen,
+        "OFFSET": offset is not None, "SILU": silu, "ADDED": residual is not None, "BIASED": not stands_in,
+        "STATS": sums is not None, "SLOTS": slots, "WIDEN": widen,
     }  # fmt: skip
     grid = (pixel_blocks * blocks(width, tile["COLUMNS"]), segments, batch)
-    return Launch(temporal_conv_kernel, grid, values, constants, config["num_warps"], config["num_stages"])
+    stages = min(config["num_stages"], 2) if x.dtype == torch.float32 else config["num_stages"]  # a third one spills
+    return Launch(temporal_conv_kernel, grid, values, constants, config["num_warps"], stages)
 
 
 def plan_sums(x: Tensor, sums: Tensor, capability: int) -> Launch:
@@ -332,9 +342,4 @@ def builds(which: str, capability: int) -> list[Build]:
         channels = 320
         sums, to = empty(1, 384, channels, 2, dtype=torch.float32), empty(1, channels, dtype=torch.float32)
         return [build(plan_affine(sums, empty(channels), empty(channels), to, to, 32, 33 * 6144, 1e-5))]
-    tokens, channels = 6144, 320
-    x, bias = empty(1, 33, tokens, channels), empty(channels)
-    weight = empty(channels, 3, channels).transpose(1, 2)
-    affine = empty(1, channels, dtype=torch.float32)
-    sums = empty(*sums_shape(x, weight, True), dtype=torch.float32)
-    return [build(plan_conv(x, weight, bias, affine, affine, True, x, x, sums, capability, widen=False))]
+    return list(asked.builds("temporal_conv", capability))[:2]

@@ -37,6 +37,8 @@ LARGEST = 1 << 16
 SEARCH: Mapping[str, tuple[Mapping[str, tuple[Any, ...]], ...]] = {
     "add_layer_norm": ({"elements": (1024, 2048, 4096, 8192), "num_warps": (2, 4, 8)},),
     "attention8": ({"BM": (64, 128), "BN": (32, 64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)},),
+    "causal_conv_silu": ({"PIXELS": (2, 4, 8, 16), "CHANNELS": (64, 128, 256), "num_warps": (2, 4, 8)},),
+    "causal_conv_silu_backward": ({"PIXELS": (2, 4, 8), "CHANNELS": (64, 128, 256), "num_warps": (2, 4, 8)},),
     "channel_sums": ({"tokens": (16, 32, 64), "num_warps": (2, 4, 8)},),
     "geglu": ({"columns": (256, 512, 1024), "elements": (1024, 2048, 4096), "num_warps": (2, 4, 8)},),
     "geglu_backward": ({"columns": (256, 512, 1024), "elements": (1024, 2048, 4096), "num_warps": (2, 4, 8)},),
