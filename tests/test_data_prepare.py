@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from skeletons import dancing
 
 from animx import atomic, plugins
 from animx.canvas import Canvas
-from animx.errors import BatchError, InputError, NoFigureError, OutputError, UsageError
+from animx.errors import BatchError, InputError, NoFigureError, OutputError, UsageError, WeightsError
 from animx.pose.sequence import PoseSequence
 from animx_trainer import one_video, prepare
 from animx_trainer.one_video import Cutting
@@ -329,6 +330,36 @@ def test_nothing_to_work_on_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "set").exists()
 
 
+def test_a_model_that_is_not_there_is_told_before_any_video_is_read(videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="nowhere"):
+        prepare.prepare([videos], tmp_path / "set", PrepareOptions(OPTIONS.cutting, encode="nowhere"))
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), ("terminated", 143)])
+def test_a_stop_says_that_the_same_command_goes_on(
+    stop: Any, code: int, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hall import animx
+
+    from animx.cli import Terminated
+    from animx_trainer import synth_files
+
+    def stops(*_: object, **__: object) -> None:
+        raise Terminated if stop == "terminated" else stop
+
+    monkeypatch.setattr(prepare, "_cut_all", stops)
+    monkeypatch.setattr(synth_files, "write_tar", stops)
+    for call in (
+        command(tmp_path / "set", str(videos)),
+        ["data", "synth", "-o", tmp_path / "drawn", "--size", "16x16"],
+    ):
+        ran = animx(*call)
+        assert ran.code == code
+        assert "goes on there" in ran.err
+        assert "nothing partial" not in ran.err
+
+
 def test_no_clip_left_names_the_reasons_and_the_report(videos: Path, tmp_path: Path) -> None:
     with pytest.raises(NoFigureError, match=r"1 x nobody is found.*report\.json"):
         prepare.prepare([videos / "d.mp4"], tmp_path / "set", OPTIONS)
@@ -381,6 +412,7 @@ def test_a_tar_never_grows_beyond_what_was_asked_whatever_a_clip_holds(
             write_folder(folder.parent, Contents(clip.key, {**clip.files, "00000.npy": bytes(300_000)}))
 
     monkeypatch.setattr(encode, "encode_clips", fatten)
+    monkeypatch.setattr(prepare, "find_model", lambda name: name)
     options = PrepareOptions(OPTIONS.cutting, shard_mb=1, encode="none")
     prepare.prepare([videos], tmp_path / "whole", options)
     sizes = [path.stat().st_size for path in sorted((tmp_path / "whole").glob("*.tar"))]

@@ -191,7 +191,8 @@ def test_workers_are_deaf_to_a_stop_and_a_death_is_told_when_the_next_step_is_as
 @pytest.mark.parametrize(
     ("field", "value"),
     [("width", 0), ("head_dim", 0), ("stem_heads", -1), ("keypoint_heads", 5), ("keypoint_heads", 0),
-     ("multipliers", (1, 0)), ("multipliers", (1, -1)), ("dropout", 2.0), ("dropout", float("nan"))],
+     ("multipliers", (1, 0)), ("multipliers", (1, -1)), ("multipliers", ()), ("attention_levels", (7,)),
+     ("dropout", 2.0), ("dropout", float("nan"))],
 )  # fmt: skip
 def test_sizes_that_make_no_network_are_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(UsageError, match=field):

@@ -103,6 +103,11 @@ class UNetConfig:
             raise UsageError("multipliers: a network has at least one level")
         if min(self.multipliers) < 1:
             raise UsageError(f"multipliers: {min(self.multipliers)} is less than 1")
+        if self.attention_levels and not set(self.attention_levels) & set(range(len(self.multipliers))):
+            raise UsageError(
+                f"attention_levels: {list(self.attention_levels)} names no level of {len(self.multipliers)}, counted "
+                "from 0. Use [] for none"
+            )
         if not 0.0 <= self.dropout < 1.0:
             raise UsageError(f"dropout: {self.dropout} is outside 0..1 (1 excluded)")
         if self.width % 32:

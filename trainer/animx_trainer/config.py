@@ -227,8 +227,7 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Located:
         whole.pop("options", None)
     for key, value in above.items():
         under = whole.get(key)
-        both = isinstance(value, Mapping) and isinstance(under, Mapping)
-        whole[key] = _over(under, value) if both else value
+        whole[key] = _over(under, value) if isinstance(value, Mapping) and isinstance(under, Mapping) else value
     return whole
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from animx.cli import Group
+from animx.cli import Group, Terminated
 from animx.cli import options as o
 from animx.cli.output import Output
 from animx.errors import UsageError
@@ -19,6 +21,16 @@ def data() -> None:
     prepare turns videos into checked clips, synth draws clips of characters that dance, pool collects anchor poses,
     preview draws what training does to poses.
     """
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Let a stop say what is left: these commands keep what is done."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stop:
+        word = "terminated" if isinstance(stop, Terminated) else "interrupted"
+        raise type(stop)(f"{word}; what is done is kept. The same command goes on there") from stop
 
 
 @o.command(
@@ -71,8 +83,9 @@ def prepare(
     own = ("format", "shard_mb", "encode", "cutting")
     spelled = [text if text.split("=")[0].split(".")[0] in own else f"cutting.{text}" for text in sets]
     options = build(PrepareOptions, apply_overrides(given, spelled), "--set", error=UsageError)
-    report = run(videos, output, options, workers=workers, overwrite=overwrite, device=device,
-                 on_progress=out.progress())  # fmt: skip
+    with _resumable():
+        report = run(videos, output, options, workers=workers, overwrite=overwrite, device=device,
+                     on_progress=out.progress())  # fmt: skip
     out.say(f"animx: wrote {output}: {report['clips']} clips, {report['frames']} of {report['frames_read']} frames of "
             f"{report['videos']} videos; the report: {output}/report.json")  # fmt: skip
     for reason, count in report["dropped"].items():
@@ -125,7 +138,8 @@ def synth(
     if families:
         given["families"] = [name.strip() for name in families.split(",")]
     options = build(SynthFiles, given, "animx data synth", error=UsageError)
-    report = draw_files(output, options, overwrite=overwrite, device=device, on_progress=out.progress())
+    with _resumable():
+        report = draw_files(output, options, overwrite=overwrite, device=device, on_progress=out.progress())
     out.say(f"animx: wrote {output}: {report['clips']} clips, {report['frames']} frames")
     out.wrote({"output": output, **report}, [output])
 

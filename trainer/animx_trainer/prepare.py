@@ -29,6 +29,7 @@ from animx.atomic import output_error, writing
 from animx.config import Range, as_mapping
 from animx.errors import AnimxError, BatchError, InputError, NoFigureError, UsageError
 from animx.lock import holding
+from animx.weights import find_model
 from animx_trainer.one_video import Cutting, prepare_video
 from animx_trainer.shards import (
     CLIPS,
@@ -103,9 +104,12 @@ def prepare(
 
     Errors: `UsageError` for a finished folder without `overwrite`, other options than the run that is taken up, or a
     folder in which another process is at work, `InputError` for no videos, `NoFigureError` when no clip is left,
-    `OutputError` for a full disk, `BatchError` when a worker dies.  Whatever stops it, the same call goes on.
+    `WeightsError` for a model that is not there, `OutputError` for a full disk, `BatchError` when a worker dies.
+    Whatever stops it, the same call goes on.
     """
     chosen, files, home = options or PrepareOptions(), find_videos(videos), Path(out)
+    if chosen.encode:
+        find_model(chosen.encode)  # poses take hours: better told now
     with holding(home):
         _begin(home, chosen, overwrite)
         return _prepare(files, home, chosen, workers, device, on_progress)
