@@ -164,6 +164,24 @@ def test_what_is_not_finite_stays_visible_in_its_query_or_in_the_head_of_its_key
     assert not found[0, 1].isfinite().any()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:All-NaN")
+def test_extreme_rows_give_the_same_numbers_everywhere_and_a_scale_that_is_not_finite_is_a_nan() -> None:
+    x = torch.randn(7, 32)
+    x[0], x[1], x[2] = 0, x[1] * 1e-38, x[2] * 1e37
+    x[3, 4], x[4, 5], x[5] = float("inf"), float("nan"), float("-inf")
+    told = (True, True, True, False, False, False, True)
+    with gates.triton_bodies():
+        pairs = [(OPS["quantise_rows"].function(x.to(gates.DEVICE)), OPS["quantise_rows"].reference(x))]
+        k = x[:, None, None].expand(-1, 1, 2, -1) * torch.tensor([1.0, -1.0])[:, None]  # nothing in common
+        pairs += [(OPS["quantise_keys"].function(k.to(gates.DEVICE)), OPS["quantise_keys"].reference(k))]
+    for found, expected in pairs:
+        values, scale = (one.cpu() for one in found)
+        assert torch.equal(values.float(), expected[0].float())
+        torch.testing.assert_close(scale, expected[1], rtol=0, atol=0, equal_nan=True)
+        assert tuple(scale.flatten(1)[:, 0].isfinite().tolist()) == told
+        assert not scale.isinf().any()
+
+
 # Linear layers
 
 
