@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from prepared import dataset
 
+from animx.canvas import Canvas
 from animx.errors import BatchError, InputError, UsageError
-from animx_trainer.data import clip_source
+from animx.pose.paint import draw_poses
+from animx_trainer import loader
+from animx_trainer.arrays import Place
+from animx_trainer.data import ClipData, clip_source, read_clip_poses
 from animx_trainer.loader import batches
 from animx_trainer.sample import ClipSource, Sample, clip_of
 from animx_trainer.sources import serial_batches
 
 torch = pytest.importorskip("torch", reason="needs the 'model' extra")
+
+from animx.diffusion.preprocess import pose_picture  # noqa: E402
+from animx_trainer.data_bench import Feed, measure  # noqa: E402
+
 torch.set_num_threads(1)
 
 HERE = os.getpid()
 FRAMES, SIZE = 4, (48, 64)
+BAR = 2.6
+"""Most CPU time of a sample in units of decoding its frames and passing its poses through a JPEG: 1.7 to 2.2 measured,
+2.8 and more where pictures are converted channel by channel or poses are drawn one by one."""
 PLAIN = {"epi": "epi", "clip_size": 32}
 
 
@@ -184,31 +197,103 @@ def test_a_batch_that_cannot_be_shared_is_refused(batch: int, ranks: int, rank: 
         batches(clips, seed=0, batch=batch, ranks=ranks, rank=rank)
 
 
-@pytest.mark.slow
-def test_shards_keep_a_consumer_of_50_ms_a_step_fed(tmp_path: Path) -> None:
-    """Batch 4 x 16 frames at 128 px: the workers' own CPU time stays below the two cores' share of a step.
+def test_samples_lie_where_the_workers_wrote_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A consumer that holds one step at a time never has one copied, and no block is written while it holds it."""
+    real = loader.pack
 
-    CPU time, not waiting: other work on the machine delays but does not make it more.
-    """
-    import resource
+    def told(samples: list[Sample], number: int = -1, place: Place | None = None) -> loader.Packed:
+        packed = real(samples, number, place)
+        where = "in the ring" if isinstance(packed.block, int) else "elsewhere"
+        return packed._replace(samples=[{**row, "origin": where} for row in packed.samples])
 
-    from animx.canvas import Canvas
+    monkeypatch.setattr(loader, "pack", told)
+    made = batches(Stand(), seed=0, batch=5, workers=2)
+    next(made)  # made here
+    for step in range(1, 16):
+        samples = next(made)
+        shown = [float(s.reference[0, 0, 0]) for s in samples]
+        time.sleep(0.01)  # meanwhile the workers write what comes next
+        assert [float(s.video[0, 0, 0, 0]) for s in samples] == shown
+        assert shown == [clip_of(0, key, 5) for key in range(5 * step, 5 * step + 5)]
+        assert {s.origin for s in samples} == {"in the ring"}
+    made.close()
 
+
+def test_a_block_is_free_again_when_its_last_view_is_gone() -> None:
+    ring = loader.Ring(2, 8)
+    assert [ring.take(), ring.take(), ring.take()] == [0, 1, -1]
+    lent = ring.lend(1)
+    part = torch.from_numpy(lent[2:4])
+    del lent
+    assert ring.take() == -1, "a tensor over part of it still holds it"
+    del part
+    assert ring.take() == 1
+
+
+def _shards(folder: Path) -> ClipData:
+    """What the claim is about: 16 frames at 128 px from shards, whole poses with hands."""
     canvas = Canvas(128, 128)
-    folder = dataset(tmp_path / "set", [40] * 6, canvas=canvas)
-    source = clip_source(folder, 16, (128, 128), {"clip_size": 128})
-    source.sample(0, 0)  # compiled code is read once, before the workers begin
+    source = clip_source(dataset(folder, [40] * 6, canvas=canvas), 16, (128, 128), {"clip_size": 128})
+    source.sample(0, 0)  # compiled code is read once, before anything is timed or workers begin
+    return source
+
+
+@pytest.mark.slow
+def test_a_sample_costs_little_more_than_its_pictures_take_to_decode(tmp_path: Path) -> None:
+    """CPU time against that of the codecs alone, in turns, so that a busy machine slows both."""
+    source = _shards(tmp_path / "set")
+    clip = source.dataset.clip(0)
+    packed = [np.frombuffer(clip.read(name), np.uint8) for name in clip.pictures[:17]]
+    poses = read_clip_poses(clip, source.canvas)
+    drawn = draw_poses(poses.keypoints[:17, 0], poses.scores[:17, 0], source.canvas)
+    shares = []
+    for turn in range(9):
+        begun = time.process_time()
+        for k in range(4):
+            source.sample(k, 4 * turn + k)
+        middle = time.process_time()
+        for _ in range(4):
+            for one, pose in zip(packed, drawn, strict=True):
+                cv2.imdecode(one, cv2.IMREAD_COLOR)
+                pose_picture(pose)
+        shares.append((middle - begun) / (time.process_time() - middle))
+    print(f"a sample takes {np.median(shares):.2f} times its codecs ({min(shares):.2f} to {max(shares):.2f})")
+    assert np.median(shares) < BAR
+
+
+@pytest.mark.slow
+def test_shards_cost_two_cores_less_than_a_step_of_50_ms(tmp_path: Path) -> None:
+    """Batch 4 x 16 frames at 128 px: the workers' own CPU time stays near the two cores' share of a step.
+
+    CPU time, not waiting: other work on the machine delays but hardly makes it more.  Beginning is part of it.
+    """
+    source = _shards(tmp_path / "set")
 
     def spent() -> float:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
 
-    begun, count = spent(), 24
+    begun, count, own = spent(), 40, 0.0
     made = batches(source, seed=0, batch=4, workers=2)
+    next(made)  # made here
     for _ in range(count):
+        here = time.process_time()
         next(made)
+        own += time.process_time() - here
     made.close()
     del made
-    per_step = (spent() - begun) / count
-    print(f"{1000 * per_step:.0f} ms of CPU a step on two workers")
-    assert per_step < 2 * 0.150  # 100 ms on idle cores; shared ones spend up to twice as much on the same
+    per_step, own = (spent() - begun) / count, own / count
+    print(f"{1000 * per_step:.0f} ms of CPU a step on two workers, {1000 * own:.1f} ms here")
+    assert per_step < 0.130  # 65 to 80 on idle cores; shared ones spend more on the same
+    assert own < 0.010  # starting the workers included; a copy of the step would be 12 and more
+
+
+@pytest.mark.long
+def test_a_consumer_of_50_ms_a_step_is_fed(tmp_path: Path) -> None:
+    """The claim itself, which only idle cores can show."""
+    if os.getloadavg()[0] > 0.3 * len(os.sched_getaffinity(0)):
+        pytest.skip(f"needs idle cores; the load is {os.getloadavg()[0]:.1f}")
+    found = measure(_shards(tmp_path / "set"), Feed(batch=4, workers=2, pause=0.05, steps=200))
+    print(found.ratios, found.speeds)
+    assert found.ratios["waiting"] < 0.05
+    assert found.ratios["late"] < 0.05

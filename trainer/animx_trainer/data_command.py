@@ -1,4 +1,4 @@
-"""`animx data`: prepare videos for training, make a pose pool, look at augmentations."""
+"""`animx data`: prepare videos for training, make a pose pool, look at augmentations, measure the loader."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def data() -> None:
     """Make and look at training data.
 
     prepare turns videos into checked clips, synth draws clips of characters that dance, pool collects anchor poses,
-    preview draws what training does to poses.
+    preview draws what training does to poses, bench measures how fast samples come.
     """
 
 
@@ -246,5 +246,51 @@ def preview(
     out.wrote({"output": output, "augmentations": [one.name for one in choices]}, [output])
 
 
-for one in (prepare, synth, pool, preview):
+@o.command(
+    "bench",
+    examples=("animx data bench", "animx data bench clips --size 512x768 --frames 32 --workers 8 --step-ms 900 --json"),
+)
+@click.argument("clips", metavar="[CLIPS]", required=False)
+@click.option("--batch", type=click.IntRange(1, 4096), default=4, metavar="N", help="Samples a step.  [4]")
+@click.option("--frames", type=click.IntRange(1, 1024), default=16, metavar="N", help="Frames of a sample.  [16]")
+@click.option("--size", type=o.SIZE, default="128x128", metavar="WxH", help="Size of the samples.  [128x128]")
+@click.option("--workers", type=click.IntRange(1, 256), default=2, metavar="N", help="Processes of the loader.  [2]")
+@click.option("--step-ms", type=click.FloatRange(0, 60_000), default=50.0, metavar="MS",
+              help="What the consumer takes for a step.  [50]")  # fmt: skip
+@click.option("--steps", type=click.IntRange(4, 100_000), default=100, metavar="N", help="Steps to time.  [100]")
+def bench(
+    out: Output,
+    clips: str | None,
+    batch: int,
+    frames: int,
+    size: tuple[int, int],
+    workers: int,
+    step_ms: float,
+    steps: int,
+) -> None:
+    """Measure what samples cost, and whether the loader keeps a consumer fed that takes some time for each step.
+
+    CLIPS is a folder of prepared clips; without it some are drawn.  No speed is printed unless its check passed.
+    """
+    import tempfile
+    from pathlib import Path
+
+    from animx_trainer.data_bench import Feed
+    from animx_trainer.data_bench import bench as run
+
+    feed = Feed(batch, workers, step_ms / 1000, steps)
+    with tempfile.TemporaryDirectory() as scratch:
+        found = run(clips, Path(scratch), feed, size, frames, out.progress()).as_json()
+    settings = {"clips": clips, "batch": batch, "frames": frames, "size": list(size), "workers": workers,
+                "step_ms": step_ms, "steps": steps}  # fmt: skip
+    lines = []
+    for kind in ("ratios", "speeds", "checks"):
+        lines += [f"{kind[:-1]:<6} {name:<40} {value:.4g}" for name, value in found[kind].items()]
+    where = found["machine"]
+    lines.append(f"on {where['processor']}, {where['cores']} cores, load {where['load']}, commit {found['commit']}")
+    lines.append(f"the consumer of {step_ms:g} ms a step waits {found['ratios']['waiting']:.1%} of its time")
+    out.result({**found, "settings": settings}, lines)
+
+
+for one in (prepare, synth, pool, preview, bench):
     data.add_command(one)
