@@ -389,13 +389,18 @@ def test_a_caller_learns_before_it_quantises_whether_a_device_gains(monkeypatch:
     assert quantise8.body_refusal(torch.empty(3, 16)) is None
 
 
-def test_wide_heads_go_to_the_reference_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_wide_heads_and_short_stretches_go_to_the_reference_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "animx.kernels")
     q, k, v = torch.randn(3, 1, 1, 4, 160).unbind()
     with gates.mode("interpret"):
         found = attention8(q, k, v)
+        rows = Rows8(torch.randn(3, 48).to(E4M3), torch.rand(3, 2))
+        y = linear8(rows, *quantise_weight(torch.eye(48)), dtype=torch.float32)
     assert torch.equal(found, attention8(q, k, v))
-    assert any("attention8: plain PyTorch is used (head width 160" in one.getMessage() for one in caplog.records)
+    torch.testing.assert_close(y, dequantised(rows))
+    told = [one.getMessage() for one in caplog.records]
+    assert any("attention8: plain PyTorch is used (head width 160" in one for one in told)
+    assert any("linear8: plain PyTorch is used (a scale for 24 channels" in one for one in told)
 
 
 @pytest.mark.parametrize(
@@ -488,7 +493,42 @@ def test_outputs_may_reach_beyond_31_bits() -> None:
     torch.testing.assert_close(out[-1:], attention8(q, q, q), rtol=4e-3, atol=4e-3)
 
 
-# The matrix units
+# Machine code
+
+SIZES_OF_ONE = """
+import torch
+from animx_kernels import attention8_triton as a, linear8_triton as l, quantise8_triton as q
+from animx_kernels.ahead import compile_for
+from animx_kernels.launch import build
+
+def e(*shape, dtype=torch.bfloat16):
+    return torch.empty(shape, device="meta", dtype=dtype)
+
+f, e8, o = torch.float32, torch.float8_e4m3fn, e(1, 1, 1, 1)
+k8, size = e(1, 1, 1, 1, dtype=torch.int8), e(1, 1, 1, dtype=f)
+one = (e(1, 1, dtype=e8), e(1, 1, dtype=f))
+wide = (e(256, 1, dtype=e8), e(256, dtype=f), e(256), e(1, 128, dtype=e8), e(1, 1, dtype=f))
+for launch in (
+    q.plan_rows(e(1, 1), e(1, 1, dtype=e8), e(1, dtype=f), 89, False),
+    l.plan_linear8(*one, e(1, 1, dtype=e8), e(1, dtype=f), e(1), e(1, 1), e(1, 1), 89, False),
+    l.plan_linear8(*one, e(1, 1, dtype=e8), e(1, dtype=f), None, None, e(1, 1), 89, False),
+    l.plan_geglu_linear8(*one, e(2, 1, dtype=e8), e(2, dtype=f), e(2), e(1, 1), None, 89, False),
+    l.plan_geglu_linear8(*one, *wide, 89, False),
+    *a.plan_keys(o, e(1, 1, dtype=f), k8, size, 89),
+    a.plan_attention(o, k8, size, o, o, 89, False),
+):
+    compile_for(build(launch), 89)
+"""
+
+
+@pytest.mark.long
+def test_sizes_of_one_are_compiled_in_and_still_compile(root: Path, request: pytest.FixtureRequest) -> None:
+    """The launcher makes constants of arguments that are 1; a body must not treat them as run-time numbers."""
+    cache = request.config.cache
+    folder = {"TRITON_CACHE_DIR": str(cache.mkdir("triton"))} if cache else {}
+    environ = {**gates.environment(root), **folder}
+    subprocess.run([sys.executable, "-c", SIZES_OF_ONE], check=True, cwd=root, env=environ)
+
 
 INSTRUCTIONS = """
 from animx_kernels import ahead

@@ -28,6 +28,9 @@ from animx_kernels.quantise8 import (
     rows_reference,
 )
 
+LEAST_STEP = 32
+"""The fewest channels that the 8-bit matrix units multiply at a time."""
+
 
 def _product(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """The layer in float32, or in float64 where the 8-bit numbers are handed over as such."""
@@ -51,6 +54,14 @@ def linear8_reference(
     return y if y.dtype == torch.float64 else y.to(dtype)
 
 
+def _refusal(x: Tensor, x_scale: Tensor) -> str | None:
+    """Why the Triton bodies do not take such rows, or None."""
+    stretch = x.shape[-1] // x_scale.shape[-1]
+    if x_scale.shape[-1] > 1 and stretch % LEAST_STEP:
+        return f"a scale for {stretch} channels: no multiple of {LEAST_STEP}"
+    return body_refusal(x)
+
+
 @torch.library.custom_op("animx::linear8", mutates_args=())
 def _linear8(
     x: Tensor,
@@ -61,7 +72,7 @@ def _linear8(
     residual: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    if use_triton("linear8", x_scale, scale, bias, residual, refusal=body_refusal(x)):
+    if use_triton("linear8", x_scale, scale, bias, residual, refusal=_refusal(x, x_scale)):
         from animx_kernels.linear8_triton import linear8_forward
 
         return linear8_forward(x, x_scale, weight, scale, bias, residual, dtype)
@@ -114,7 +125,7 @@ def geglu_linear8_reference(
 def _geglu_linear8(
     x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    if use_triton("geglu_linear8", x_scale, scale, bias, refusal=body_refusal(x)):
+    if use_triton("geglu_linear8", x_scale, scale, bias, refusal=_refusal(x, x_scale)):
         from animx_kernels.linear8_triton import geglu_linear8_forward
 
         return geglu_linear8_forward(x, x_scale, weight, scale, bias, dtype)
@@ -157,7 +168,7 @@ def geglu_rows8_reference(
 
 @torch.library.custom_op("animx::geglu_rows8", mutates_args=())
 def _geglu_rows8(x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    if use_triton("geglu_rows8", x_scale, scale, bias, refusal=body_refusal(x)):
+    if use_triton("geglu_rows8", x_scale, scale, bias, refusal=_refusal(x, x_scale)):
         from animx_kernels.linear8_triton import geglu_rows8_forward
 
         return geglu_rows8_forward(x, x_scale, weight, scale, bias)
@@ -252,7 +263,7 @@ def _linear_cases() -> dict[str, Case]:
         return Case(make, official)
 
     small = {"small": case(37, 64, 48), "odd": case(5, 19, 7), "bare": case(3, 144, 33, False)}
-    small |= {"stretches": case(9, 256, 20, scales=4), "stretches of 24": case(3, 72, 16, scales=3)}
+    small |= {"stretches": case(9, 256, 20, scales=4), "stretches of 96": case(3, 288, 16, scales=3)}
     official = {f"{name} to q, k, v": case(*size, 3 * size[1], False, True) for name, size in SIZES.items()}
     official |= {
         f"{name} out of the feed-forward": case(rows, 4 * width, width, True, True, width // 32)
