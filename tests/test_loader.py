@@ -284,7 +284,7 @@ def test_shards_cost_two_cores_less_than_a_step_of_50_ms(tmp_path: Path) -> None
     del made
     per_step, own = (spent() - begun) / count, own / count
     print(f"{1000 * per_step:.0f} ms of CPU a step on two workers, {1000 * own:.1f} ms here")
-    assert per_step < 0.130  # 65 to 80 on idle cores; shared ones spend more on the same
+    assert per_step < 0.130  # 80 to 90 measured on cores that four others shared, 150 before
     assert own < 0.010  # starting the workers included; a copy of the step would be 12 and more
 
 
