@@ -20,7 +20,7 @@ from counts import counted, heard, looked_at, rows, tiny
 from animx.counting import report
 from animx.counting.log import Entry
 from animx.counting.released import released_velocity
-from animx.counting.stacks import TINY, Counted, Setting, count, network
+from animx.counting.stacks import STACKS, TINY, Counted, Setting, count, network
 from animx.diffusion.tiny import fill
 from animx.model.conditions import Inputs
 from animx.model.unet import AnimateXUNet
@@ -156,7 +156,7 @@ def test_the_committed_figures_are_these_and_the_page_shows_them(root: Path) -> 
     page = (folder / "README.md").read_text(encoding="utf-8")
     names = {"launches": ".0f", "teraflops": ".2f", "gigabytes": ".1f", "casts": ".0f", "copies": ".0f"}
     for name, form in names.items():
-        shown = " | ".join(format(stacks[stack]["figures"][name], form) for stack in ("released", "plain", "animx"))
+        shown = " | ".join(format(stacks[stack]["figures"][name], form) for stack in STACKS)
         assert f"| {shown} |" in page, name
 
 
@@ -206,6 +206,56 @@ def test_every_launch_that_a_network_asks_for_is_compiled_ahead_of_time(kind: st
                 for one in planned:
                     found = asked.key(launch.build(one))
                     assert found in known[name], f"add to animx_kernels/asked.py: {name} {dtype} {arguments}"
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_the_network_in_8_bits_stays_within_the_gate_and_moves_less(name: str) -> None:
+    exact, eight = (report.figures(counted(stack)) for stack in ("animx", "fp8"))
+    assert eight[name] <= GATES[name]
+    assert eight["gigabytes"] <= 0.92 * exact["gigabytes"]
+
+
+def test_the_network_in_8_bits_does_the_same_work() -> None:
+    """Four fifths of the large linear layers, and nearly all of the attention among pixels, at the rate of 8 bits."""
+    exact, eight = rows(counted("animx")), rows(counted("fp8"))
+    for name in ("conv 3x3", "animx::temporal_conv", "animx::temporal_attention", "animx::motion_attention"):
+        assert eight[name].flops == exact[name].flops
+
+    def attended(stack: str) -> int:
+        kinds = ("attention", "animx::attention8")
+        return sum(entry.flops for entry in counted(stack).forward if entry.kind in kinds)
+
+    assert attended("fp8") == attended("animx")
+    assert eight["animx::attention8"].flops >= 0.97 * attended("animx")
+    in_eight = sum(eight[name].flops for name in ("animx::linear8", "animx::geglu_rows8"))
+    linears = [name for name in eight if name.startswith("linears") or name == "feed-forward"]
+    assert 0.8 <= in_eight / (in_eight + sum(eight[name].flops for name in linears)) < 1
+    card = report.CARDS["H200"]
+    least = [report.floor(counted(stack).forward, card)[0] for stack in ("animx", "fp8")]
+    assert least[1] < 0.85 * least[0]
+
+
+def test_fastest_costs_less_than_fast_and_fast_a_quarter_of_exact_at_the_official_size() -> None:
+    """By counted work, bytes and least time of a pass, times the passes of a window; in 8 bits and without."""
+    from animx.diffusion.options import EngineOptions
+    from animx.diffusion.sampler import Guidance
+    from animx.diffusion.speed import SPEEDS
+    from animx.diffusion.steppers import make_stepper
+
+    assert SPEEDS["fastest"]["linears"] == SPEEDS["fastest"]["attention"] == "auto"
+
+    def cost(speed: str, stack: str) -> tuple[float, float, float]:
+        o = EngineOptions.of({"speed": speed})
+        guidance = Guidance(o.guidance, o.guidance_start, o.guidance_end, o.guidance_every)
+        passes = guidance.passes(len(make_stepper(o.scheduler, o.steps).timesteps))
+        whole = report.denoising([(counted(stack), passes)])
+        return whole.flops, whole.moved, passes * report.floor(counted(stack).forward, report.CARDS["H200"])[0]
+
+    exact, fast = cost("exact", "animx"), cost("fast", "animx")
+    for stack in ("animx", "fp8"):
+        fastest = cost("fastest", stack)
+        assert all(0 < one <= 0.7 * other for one, other in zip(fastest, fast, strict=True))
+    assert all(one <= 0.25 * other for one, other in zip(fast, exact, strict=True))
 
 
 def test_the_fused_network_computes_less_than_the_released_one() -> None:

@@ -302,3 +302,38 @@ def test_a_render_in_8_bits_is_recorded_and_goes_on_only_in_8_bits(
     refused(stage.render("again.mp4", *EIGHT[4:], "-q", "--resume"), 2, "linears")
     good(stage.render("again.mp4", *EIGHT, "-q", "--resume"))
     assert Path("again.mp4").read_bytes() == Path("whole.mp4").read_bytes()
+
+
+# ---- what is measured -----------------------------------------------------------------------------------------------
+
+
+def test_the_drift_of_8_bits_is_told_beside_that_of_one_more_step() -> None:
+    import numpy as np
+
+    from animx.measuring.drift import Sampled, arithmetic_of, with_one_more_step
+    from animx.measuring.stage import Setup
+
+    way = Setup.of("exact,steps=26,linears=fp8")
+    more = with_one_more_step(way)
+    assert (more.settings.steps, more.settings.linears) == (28, "exact")  # 27 steps start at t = 999
+    asked: list[tuple[int, str]] = []
+
+    def sample(one: Setup) -> Sampled:
+        asked.append((one.settings.steps, one.settings.linears))
+        latents = torch.ones(1, 4, 1, 2, 2) * {26: 1.0, 28: 1.2}[one.settings.steps]
+        latents = latents * (1.1 if one.settings.linears == "fp8" else 1.0)
+        return Sampled((0,), (latents,), np.zeros((1, 16, 16, 3), np.uint8))
+
+    found = arithmetic_of(way, sample)
+    assert sorted(asked) == [(26, "exact"), (26, "fp8"), (28, "exact")]
+    assert found["added_by_8_bits"]["latents"] == pytest.approx(0.1, rel=1e-3)
+    assert found["one_more_step"]["latents"] == pytest.approx(0.2, rel=1e-3)
+    assert found["share_of_one_more_step"] == pytest.approx(0.5, rel=1e-2)
+
+
+def test_a_way_is_measured_in_8_bits_where_the_device_only_emulates_them_but_timed_without() -> None:
+    from animx.measuring.stage import Setup
+
+    emulated, timed = Setup.of("fastest", emulated=True).settings, Setup.of("fastest").settings
+    assert (emulated.linears, emulated.attention) == ("fp8", "int8")
+    assert (timed.linears, timed.attention) == ("exact", "exact")

@@ -153,6 +153,8 @@ def _rendered(
         "fps": round(len(got.frames) / whole, 3),
         "wall_s": round(time.perf_counter() - begun, 4),
         "passes_per_window": way.passes,
+        "linears": way.settings.linears,
+        "attention": way.settings.attention,
     }, got
 
 

@@ -74,11 +74,12 @@ class Linear8(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Casts leave the 8-bit weights and their scales as they are; moves take them along."""
-        held = {name: getattr(self, name) for name in ("q", "scale")}
-        device = fn(torch.empty(0, dtype=self.scale.dtype, device=self.scale.device)).device
+        device = fn(self.scale.new_empty(0)).device
+        held = {name: getattr(self, name).to(device) for name in ("q", "scale")}
         for name in held:
-            setattr(self, name, None)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, value in held.items():
-            setattr(self, name, value.to(device))
+            self._buffers[name] = None
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:  # memory may run out on the way
+            self._buffers.update(held)
         return self
