@@ -287,14 +287,45 @@ def limited(monkeypatch: pytest.MonkeyPatch, fits: Callable[[Any], bool]) -> lis
 
 
 def test_out_of_memory_halves_the_window_says_so_and_records_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    good(stage.render("asked.mp4", "-q", "--window", 3, "--overlap", 0))
+    alone = ("--set", "animate-x.guidance_batched=false")
+    good(stage.render("asked.mp4", "-q", "--window", 3, "--overlap", 0, *alone))
     tried = limited(monkeypatch, lambda x: x.shape[2] <= 4)
     ran = good(stage.render("out.mp4"))
-    assert tried[:2] == [6, 3]
+    assert tried[:3] == [6, 6, 3]  # both branches of the guidance, then one, then half the window
     assert "out of memory" in ran.err
     assert "windows of 3 frames" in ran.err
     assert side_car("out.mp4")["options"]["animate-x.window"] == 3
     assert Path("out.mp4").read_bytes() == Path("asked.mp4").read_bytes()
+
+
+def test_both_guidance_branches_share_a_pass_where_it_pays_and_the_plan_and_the_recipe_say_so(stage: Stage) -> None:
+    def said(*more: Any) -> bool:
+        ran = good(stage.render("out.mp4", "--dry-run", "--json", *more))
+        told: bool = ran.json["recipe"]["options"]["animate-x.guidance_batched"]
+        assert ("both branches of the guidance in one pass" in " ".join(ran.json["plan"]["notes"])) is told
+        return told
+
+    # 7 slots of 8 x 12 cells pay; 7 of 24 x 16 do not, nor does a pass without guidance.
+    assert said()
+    assert not said("--size", "192x128")
+    assert not said("--guidance", 1)
+    assert not said("--set", "animate-x.guidance_batched=false")
+    assert said("--size", "192x128", "--set", "animate-x.guidance_batched=true")
+
+
+def test_batched_guidance_gives_way_to_memory(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
+    from animx.diffusion import memory
+
+    real = memory.predicted_bytes
+
+    def tight(tier: Any, *given: Any, branches: int = 1, **how: Any) -> int:
+        return 1 << 63 if branches == 2 and tier.name == "full" else real(tier, *given, branches=branches, **how)
+
+    monkeypatch.setattr(memory, "predicted_bytes", tight)
+    ran = good(stage.render("out.mp4", "--dry-run", "--json"))
+    found = ran.json["recipe"]["options"]
+    assert found["animate-x.guidance_batched"] is False
+    assert found["animate-x.window"] == 6
 
 
 def test_out_of_memory_at_the_smallest_window_is_exit_5_with_the_mend(
@@ -303,7 +334,7 @@ def test_out_of_memory_at_the_smallest_window_is_exit_5_with_the_mend(
     tried = limited(monkeypatch, lambda x: False)
     ran = stage.render("out.mp4", "-q")
     refused(ran, 5, "out of memory", "windows of 1 frames", "--size")
-    assert tried == [6, 3, 1]
+    assert tried == [6, 6, 3, 1]
     assert not Path("out.mp4").exists()
 
 
@@ -332,7 +363,7 @@ def test_out_of_memory_with_windows_at_once_halves_their_number_first(
     good(stage.render("out.mp4", *more))
     options = side_car("out.mp4")["options"]
     assert (options["animate-x.window"], options["animate-x.window_batch"]) == (6, 1)
-    assert rows[:2] == [2, 1]  # the clip has two windows
+    assert rows[:3] == [4, 2, 1]  # the clip has two windows, each with both branches of the guidance
 
 
 def test_halving_goes_in_a_fixed_order_and_ends() -> None:
@@ -340,10 +371,11 @@ def test_halving_goes_in_a_fixed_order_and_ends() -> None:
     from animx.diffusion.render import Settings
 
     tried = []
-    s: Settings | None = Settings(window=8, overlap=2, windows=3, window_batch=4)
+    s: Settings | None = Settings(window=8, overlap=2, windows=3, window_batch=4, guidance_batched=True)
     while (s := halved(s, 100)) is not None:
+        assert not s.guidance_batched
         tried.append((s.window_batch, s.window, s.overlap))
-    assert tried == [(1, 8, 2), (1, 4, 1), (1, 2, 0), (1, 1, 0)]
+    assert tried == [(4, 8, 2), (1, 8, 2), (1, 4, 1), (1, 2, 0), (1, 1, 0)]
     tried = []
     s = Settings(decode_batch=4)
     while (s := decoding_halved(s, (96, 64))) is not None:
@@ -358,7 +390,7 @@ def test_out_of_memory_after_a_part_keeps_it_for_resume(
     more = ("--set", "animate-x.windows=1", "-q")
     good(stage.render("whole.mp4", *more))
     with monkeypatch.context() as patch:
-        left = [6]
+        left = [3]
         limited(patch, lambda x: left.append(left.pop() - 1) or left[0] >= 0)
         refused(stage.render("out.mp4", *more), 5, "--resume")
     assert list(Path("out.mp4.animx").glob("chunk_*.npz"))

@@ -2,87 +2,72 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hall import animx, refused
 
 torch = pytest.importorskip("torch", reason="needs the 'model' extra")
 pytest.importorskip("diffusers", reason="needs the 'model' extra")
 
-from animx.counting.released import released_velocity  # noqa: E402
-from animx.diffusion.steppers import ReleasedStepper  # noqa: E402
-from animx.model.conditions import Conditions, Inputs  # noqa: E402
-from animx.model.config import UNetConfig  # noqa: E402
-from animx.model.schedule import guided  # noqa: E402
-from animx.model.unet import AnimateXUNet  # noqa: E402
-from tests.small_unet import random_inputs, randomised  # noqa: E402
+from animx.errors import UsageError  # noqa: E402
+from animx.measuring import rewrites  # noqa: E402
+from animx.measuring.rewrites import Rewrites, one_thread  # noqa: E402
 
-REDUCED = UNetConfig(
-    width=64, multipliers=(1, 2, 2, 2), res_blocks=1, head_dim=16, stem_heads=4, context_dim=64, keypoint_heads=4,
-    keypoint_ff=64, resampler_heads=4, resampler_head_dim=16,
-)  # fmt: skip
-"""Dim 64, and the widths of image and motion tokens as small, so that preparing them once is not flattered."""
 
-FRAMES, LATENT, STEPS = 4, (8, 8), 8
+@pytest.fixture(autouse=True)
+def _on_one_thread() -> Iterator[None]:
+    with one_thread(), torch.no_grad():
+        yield
 
 
 def test_eight_steps_cost_at_most_two_thirds_of_the_released_sequence() -> None:
-    """Off: conditions, context keys, motion tokens and time embeddings anew in every pass, the motion attention
-    unfolded, guidance in two passes, as released.  On: all of that once (and counted), one pass for both branches.
+    """CPU time of one thread; steps of both renders take turns, and each is charged eight median steps."""
+    work = Rewrites(("released", "exact"))
+    work.render()
+    if work.seconds("released") < 1.5 * work.seconds("exact"):
+        work.render()  # a machine at work on something else: twice as many steps to take the median of
+    ratio = work.seconds("released") / work.seconds("exact")
+    assert ratio >= 1.5, f"{ratio:.2f}: {work.spent}"
 
-    CPU time of one thread; steps of both renders take turns, and each is charged eight median steps."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    unet = randomised(AnimateXUNet.build(REDUCED))
-    inputs = replace(random_inputs(FRAMES, torch.float32, latent=LATENT, size=(64, 64)), randomref=None)
-    assert inputs.local_image is not None
-    repeated = replace(inputs, local_image=inputs.local_image.repeat(1, 1, FRAMES, 1, 1))  # as the released loader
-    stepper = ReleasedStepper(STEPS)
-    noise = torch.randn(1, 4, FRAMES, *LATENT, generator=torch.Generator().manual_seed(0))
 
-    def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-        start = time.process_time()
-        return work(), time.process_time() - start
+def test_the_same_sequence_on_both_sides_gives_a_ratio_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Rewrites(("released", "exact"), steps=4)
+    real = work._prepared
+    monkeypatch.setattr(work, "_prepared", lambda way, stepper: real("released", stepper))
+    work.render()
+    assert 0.75 < work.seconds("released") / work.seconds("exact") < 1.33
 
-    def prepared() -> tuple[Any, Any]:
-        rows = [unet.encode(one, frames=FRAMES, latent=LATENT) for one in (inputs, Inputs())]
-        return Conditions.stack(rows), unet.times(stepper.timesteps)
 
-    def on(x: Any, t: Any) -> Any:
-        both = unet(x.expand(2, -1, -1, -1, -1), t.expand(2), conditions, times)
-        return guided(both[:1], both[1:])
+def test_a_user_can_measure_it_and_each_rewrite_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = rewrites.bench_rewrites
+    monkeypatch.setattr(rewrites, "bench_rewrites", lambda **given: real(**{**given, "steps": 1, "rounds": 1}))
+    found = animx("bench", "render", "--rewrites", "--frames", 2, "--json").json
+    assert found["bench"] == "rewrites"
+    assert list(found["ratios"]) == [f"{way}_over_exact" for way in ("released", "no batch", "no fold", "no cache")]
+    assert all(value > 0 for value in found["ratios"].values())
+    assert found["setting"]["canvas"] == "64x64"
+    assert found["setting"]["frames"] == 2
+    for more, word in (
+        (("--size", "72x64"), "multiples of 64"),
+        (("--speed", "fast"), "--speed"),
+        (("--model", "x"), "--model"),
+        (("--device", "cuda"), "--device"),
+    ):
+        refused(animx("bench", "render", "--rewrites", *more), 2, word)
 
-    def off(x: Any, t: Any) -> Any:
-        return guided(released_velocity(unet, x, t, repeated), released_velocity(unet, x, t, Inputs()))
 
-    spent: dict[str, list[float]] = {"on": [], "off": [], "once": []}
+def test_no_speed_is_shown_where_a_way_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Rewrites(("released", "exact"), steps=2, frames=1)
+    real: Any = work._prepared
 
-    def render() -> float:
-        """Both renders, step by step; the ratio of all that has been measured."""
-        nonlocal conditions, times
-        (conditions, times), once = timed(prepared)
-        spent["once"].append(once)
-        latents = {"on": noise, "off": noise}
-        for index, step in enumerate(stepper.timesteps[:STEPS]):
-            t = torch.tensor([step])
-            for name, velocity in (("off", off), ("on", on)):
-                x = latents[name]
-                v, seconds = timed(lambda velocity=velocity, x=x, t=t: velocity(x, t))
-                spent[name].append(seconds)
-                latents[name] = stepper.step(x, v, index)
-        error = (latents["on"] - latents["off"]).abs().max().item() / latents["off"].abs().max().item()
-        assert error <= 1e-4  # float32, eight steps
-        once, one, other = (statistics.median(spent[name]) for name in ("once", "on", "off"))
-        return STEPS * other / (once + STEPS * one)
+    def wrong(way: str, stepper: Any) -> Any:
+        velocity = real(way, stepper)
+        return velocity if way == "released" else lambda x, t: 1.01 * velocity(x, t)
 
-    with torch.no_grad():
-        conditions, times = prepared()
-        ratio = render()
-        if ratio < 1.5:  # a machine at work on something else: twice as many steps to take the median of
-            ratio = render()
-    torch.set_num_threads(threads)
-    assert ratio >= 1.5, f"{ratio:.2f}: {spent}"
+    monkeypatch.setattr(work, "_prepared", wrong)
+    with pytest.raises(rewrites.CheckError, match=r"'exact' is off by .* no speed is shown"):
+        work.render()
+    with pytest.raises(UsageError, match="unknown way 'fast'"):
+        Rewrites(("fast",))

@@ -187,28 +187,42 @@ def unet(
 
 @o.command(
     "render",
-    examples=("animx bench render --frames 8", "animx bench render --speed exact --speed fast,steps=16 --breakdown"),
+    examples=(
+        "animx bench render --frames 8",
+        "animx bench render --speed exact --speed fast,steps=16 --breakdown",
+        "animx bench render --rewrites",
+    ),
 )
 @click.option("--speed", "speeds", multiple=True, metavar="HOW", help="exact, fast, fastest, or such as fast,steps=16; "
               "repeatable.  [exact, fast]")  # fmt: skip
-@click.option("--frames", type=click.IntRange(2, 4096), default=16, metavar="N", help="Frames of the clip.  [16]")
+@click.option("--frames", type=click.IntRange(2, 4096), metavar="N", help="Frames of the clip.  [16]")
 @click.option("--model", metavar="NAME", help="Model by name or folder.  [a tiny one with random weights]")
 @click.option("--size", type=o.SIZE, metavar="WxH", help="Size of the frames.  [64x96]")
 @click.option("--breakdown", is_flag=True, help="Show the seconds of every stage.")
+@click.option("--rewrites", is_flag=True, help="Measure the exact rewrites instead: eight steps of a reduced network.")
 @DEVICE
 @DTYPE
 def render(
-    out: Output, speeds: tuple[str, ...], frames: int, model: str | None, size: Any, breakdown: bool,
-    device: str | None, dtype: str | None,
+    out: Output, speeds: tuple[str, ...], frames: int | None, model: str | None, size: Any, breakdown: bool,
+    rewrites: bool, device: str | None, dtype: str | None,
 ) -> None:  # fmt: skip
     """Measure a whole render of the full model, by stages, and what overlapping them saves.
 
     The first way is rendered twice, with its stages one after the other and overlapping: the frames must be equal.
+
+    With --rewrites, eight steps of a reduced network (4 frames of 64x64 px, on the CPU) take turns with the operator
+    sequence of the released code and with one rewrite less: what each of them contributes.
     """
+    if rewrites:
+        _rewrites(
+            out, {"--speed": speeds, "--model": model, "--breakdown": breakdown, "--device": device, "--dtype": dtype},
+            frames, size,
+        )  # fmt: skip
+        return
     where = _place(device, dtype, "bench render")
     from animx.measuring.render import bench_render
 
-    found = bench_render(speeds or ("exact", "fast"), model=model, frames=frames, size=_canvas(size), **where)
+    found = bench_render(speeds or ("exact", "fast"), model=model, frames=frames or 16, size=_canvas(size), **where)
     lines = [f"{name:<40} {value:.3g}" for name, value in found["ratios"].items()]
     for name, row in found["renders"].items():
         lines.append(f"{name}: {row['fps']:g} frames/s, {row['passes_per_window']} passes a window")
@@ -220,6 +234,22 @@ def render(
             f"{name} against the first: latents {far['latents']:.3g}, PSNR {far['psnr_db']} dB, SSIM {far['ssim']}"
         )
     lines.append(f"peak memory {found['peak_memory_mb']:g} MB; {found['weights']}")
+    out.result(found, [*lines, _end(found)])
+
+
+def _rewrites(out: Output, others: dict[str, Any], frames: int | None, size: Any) -> None:
+    from animx.errors import UsageError
+
+    given = [name for name, value in others.items() if value and (name, value) != ("--device", "cpu")]
+    if given:
+        raise UsageError(f"--rewrites: {given[0]} does not go with it; it measures a reduced network on the CPU")
+    _place("cpu", "float32", "bench render")
+    from animx.measuring import rewrites
+
+    canvas = _canvas(size)
+    found = rewrites.bench_rewrites(frames=frames or 4, size=(64, 64) if canvas is None else canvas.size)
+    lines = [f"{name:<24} {value:.3g}" for name, value in found["ratios"].items()]
+    lines += [f"{name:<24} {value:.3g} s of CPU time" for name, value in found["seconds"].items()]
     out.result(found, [*lines, _end(found)])
 
 

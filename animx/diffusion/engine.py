@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from animx import resident
+from animx import kernel_plugins, resident
 from animx.canvas import Canvas, place
 from animx.diffusion.options import NAMES, UNRECORDED, EngineOptions
 from animx.engine import Plan, Progress, RenderJob, no_progress
@@ -88,6 +88,7 @@ class AnimateXEngine:
             raise MissingExtraError("--set animate-x.image_encoder=open_clip", "openclip")
         from animx.weights import find_model
 
+        kernel_plugins.taken()  # refuses what ANIMX_KERNELS says wrong
         if options:
             from animx.diffusion.steppers import check_scheduler
 
@@ -105,7 +106,7 @@ class AnimateXEngine:
         for name in ("stack", "linears", "attention"):
             if known[name] == "auto":
                 del known[name]  # the recipe holds what the device made of it
-        return {"options": known, "weights": model_hash(find_model(given.model))}
+        return {"options": known | _stand_ins(), "weights": model_hash(find_model(given.model))}
 
     def plan(self, job: RenderJob) -> Plan:
         """Windows, memory per tier and time, without loading weights."""
@@ -307,7 +308,7 @@ def _resolve(job: RenderJob, ranks: Ranks | None = None) -> _Run:
     """Options with their defaults; everything that decides about bytes is fixed here, alike on all ranks."""
     import torch
 
-    from animx.diffusion.memory import choose_tier, config_of
+    from animx.diffusion.memory import choose_tier, config_of, pays_batched
     from animx.diffusion.precision import anywhere, obstacles, taken
     from animx.diffusion.ranks import device_of_rank
     from animx.diffusion.render import Settings
@@ -331,17 +332,18 @@ def _resolve(job: RenderJob, ranks: Ranks | None = None) -> _Run:
         free = min(ranks.meet(free))
     on_cuda = device.startswith("cuda")
     dtype = o.dtype or ("bfloat16" if on_cuda else "float32")
-    tier = choose_tier(
-        free,
-        (canvas.height // 8, canvas.width // 8),
-        config,
-        dtype,
-        branches=2 if o.guidance_batched else 1,
-        windows=o.windows,
-        stream=_streams(o, device, offload=False),
+    latent = (canvas.height // 8, canvas.width // 8)
+    choose = partial(
+        choose_tier, free, latent, config, dtype, windows=o.windows, stream=_streams(o, device, offload=False),
         linears=arithmetic.linears,
-    )
+    )  # fmt: skip
+    tier = choose(branches=2 if o.guidance_batched else 1)
     window = o.window or tier.window
+    batched = o.guidance_batched
+    if batched is None:
+        # Where it pays, unless memory would force a smaller tier for it.
+        pays = o.guidance != 1 and pays_batched(latent, min(window, job.poses.frames), device)
+        batched = pays and choose(branches=2) == tier
     overlap = o.overlap if o.overlap is not None else min(8, window // 4)
     cut_windows(job.poses.frames, window, overlap)  # refuses impossible pairs in the user's words
     settings = Settings(
@@ -350,7 +352,7 @@ def _resolve(job: RenderJob, ranks: Ranks | None = None) -> _Run:
         scheduler=o.scheduler,
         eta=o.eta,
         guidance=Guidance(o.guidance, o.guidance_start, o.guidance_end, o.guidance_every),
-        guidance_batched=o.guidance_batched,
+        guidance_batched=batched,
         window=window,
         overlap=overlap,
         windows=o.windows,
@@ -376,7 +378,7 @@ def _demands(run: _Run) -> dict[str, Any]:
     """What besides the tier decides about memory, as `predicted_bytes` takes it."""
     o = run.options
     stream = _streams(o, run.device, run.tier.offload)
-    branches = 2 if o.guidance_batched else 1
+    branches = 2 if run.settings.guidance_batched else 1
     return {"branches": branches, "windows": o.windows, "stream": stream, "linears": run.arithmetic.linears}
 
 
@@ -401,6 +403,7 @@ def _job_plan(job: RenderJob, run: _Run, weights: str) -> dict[str, Any]:
         "device": run.device.partition(":")[0],
         "canvas": list(canvas.size),
         "frames": job.poses.frames,
+        **_stand_ins(),
         **job.identity,
     }
 
@@ -412,7 +415,14 @@ def _record(run: _Run) -> dict[str, Any]:
     settings.pop("seed")
     named = {"guidance": guidance.pop("scale"), **{f"guidance_{name}": value for name, value in guidance.items()}}
     chosen = {name: getattr(run.options, name) for name in ("speed", "image_encoder")}
-    return {**settings, **named, **chosen, "model": Path(run.options.model).name, "dtype": run.dtype}
+    model = {"model": Path(run.options.model).name, "dtype": run.dtype}
+    return {**settings, **named, **chosen, **model, **_stand_ins()}
+
+
+def _stand_ins() -> dict[str, Any]:
+    """Operators by third parties, where `ANIMX_KERNELS` took some: they decide about the last bits."""
+    names = kernel_plugins.taken()
+    return {"kernels": names} if names else {}
 
 
 def _facts(job: RenderJob) -> dict[str, str]:

@@ -8,7 +8,7 @@ from animx.diffusion.options import SMALLEST_TILE
 from animx.diffusion.render import Settings
 from animx.diffusion.windows import cut_segments, cut_windows
 
-CHANGEABLE = ("window", "overlap", "window_batch", "decode_batch", "tile")
+CHANGEABLE = ("window", "overlap", "window_batch", "guidance_batched", "decode_batch", "tile")
 """Settings that follow from the memory unless they are named."""
 
 
@@ -18,8 +18,13 @@ def changeable(settings: Settings) -> dict[str, int]:
 
 
 def halved(settings: Settings, frames: int) -> Settings | None:
-    """Fewer windows at once, then shorter windows, for a clip of `frames`; None when one frame was too much."""
+    """One branch of the guidance at once, fewer windows at once, then shorter windows, for a clip of `frames`.
+
+    None when one frame was too much.
+    """
     s = settings
+    if s.guidance_batched:
+        return replace(s, guidance_batched=False)
     segment = cut_segments(frames, s.window, s.overlap, s.windows)[0]
     together = min(s.window_batch, len(cut_windows(segment.frames, s.window, s.overlap)))
     if together > 1:
@@ -45,5 +50,6 @@ def sizes(settings: Settings) -> str:
     """The sizes in words, for a message."""
     s = settings
     at_once = f", {s.window_batch} at once" if s.window_batch > 1 else ""
+    at_once += ", both branches of the guidance in one pass" if s.guidance_batched else ""
     tiles = f" in tiles of {s.tile * 8} px" if s.tile else ""
     return f"windows of {s.window} frames (overlap {s.overlap}){at_once} and {s.decode_batch} decoded at once{tiles}"

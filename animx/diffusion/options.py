@@ -48,8 +48,9 @@ class EngineOptions:
     """Share of the steps after which guidance ends, 0..1."""
     guidance_every: int = 1
     """Run the unconditional branch in every so many guided steps and reuse its difference in between; 1 = in all."""
-    guidance_batched: bool = False
-    """Run both guidance branches as one batch (the results differ in the last bits)."""
+    guidance_batched: bool | None = None
+    """Run both guidance branches as one batch (the results differ in the last bits); None = where it pays: small
+    canvases and short windows, see `memory.pays_batched`."""
     window: int | None = None
     """Frames the network sees at once."""
     overlap: int | None = None
