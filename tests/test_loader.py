@@ -36,7 +36,7 @@ HERE = os.getpid()
 FRAMES, SIZE = 4, (48, 64)
 BAR = 2.6
 """Most CPU time of a sample in units of decoding its frames and passing its poses through a JPEG: 1.7 to 2.2 measured,
-2.8 and more where pictures are converted channel by channel or poses are drawn one by one."""
+2.6 to 2.8 where poses are drawn one by one, 2.9 to 3.5 where pictures are converted channel by channel."""
 PLAIN = {"epi": "epi", "clip_size": 32}
 
 
@@ -246,19 +246,23 @@ def test_a_sample_costs_little_more_than_its_pictures_take_to_decode(tmp_path: P
     packed = [np.frombuffer(clip.read(name), np.uint8) for name in clip.pictures[:17]]
     poses = read_clip_poses(clip, source.canvas)
     drawn = draw_poses(poses.keypoints[:17, 0], poses.scores[:17, 0], source.canvas)
-    shares = []
-    for turn in range(9):
+    for k in range(12):  # the shapes that poses are made of become known
+        source.sample(k % len(source), 1000 + k)
+    ours, codecs = [], []
+    for turn in range(18):
         begun = time.process_time()
-        for k in range(4):
-            source.sample(k, 4 * turn + k)
+        for k in range(2):
+            source.sample(k, 2 * turn + k)
         middle = time.process_time()
-        for _ in range(4):
+        for _ in range(2):
             for one, pose in zip(packed, drawn, strict=True):
                 cv2.imdecode(one, cv2.IMREAD_COLOR)
                 pose_picture(pose)
-        shares.append((middle - begun) / (time.process_time() - middle))
-    print(f"a sample takes {np.median(shares):.2f} times its codecs ({min(shares):.2f} to {max(shares):.2f})")
-    assert np.median(shares) < BAR
+        ours.append(middle - begun)
+        codecs.append(time.process_time() - middle)
+    found = np.sort(ours)[:6].mean() / np.sort(codecs)[:6].mean()  # the turns that others disturbed least
+    print(f"a sample takes {found:.2f} times its codecs")
+    assert found < BAR
 
 
 @pytest.mark.slow
