@@ -380,7 +380,9 @@ def test_pool_and_preview_on_the_command_line(tmp_path: Path, capsys: pytest.Cap
     assert run(call) == 2  # it exists
     assert run([*call[:-1], "probability=2", "-y"]) == 2
     assert run(["data", "pool", str(tmp_path), "-o", str(tmp_path / "a.npz"), "-y"]) == 2  # its own input
-    assert "--set probability=2: probability: 2 is larger than 1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--set probability=2: probability: 2 is larger than 1" in said
+    assert "would replace the pose file." in said
 
 
 def test_a_bad_pose_file_is_named_and_skipped_as_if_it_were_not_there(

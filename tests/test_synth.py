@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hall import animx
 
 from animx.errors import UsageError
 from animx.pose.formats import read_poses
@@ -211,6 +212,13 @@ def test_the_command_draws_videos_with_poses(tmp_path: Path) -> None:
     assert len(list(open_frames(tmp_path / "d" / "drawn-00000001.mp4"))) == 5
     assert read_poses(tmp_path / "d" / "drawn-00000001.pose.npz").frames == 5
     assert CliRunner().invoke(data, args).exit_code != 0, "a finished folder is not drawn over"
+
+
+def test_videos_of_odd_sides_are_refused_because_their_masks_would_not_fit(tmp_path: Path) -> None:
+    ran = animx("data", "synth", "-o", str(tmp_path / "d"), "-N", "1", "--size", "63x64", "--format", "mp4")
+    assert ran.code == 2
+    assert "even sides" in ran.error
+    assert not (tmp_path / "d").exists()
 
 
 def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:

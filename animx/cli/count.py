@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
@@ -106,9 +107,12 @@ def _limit(text: str) -> tuple[str, float]:
     if name not in FIGURES:
         raise UsageError(f"--fail-above {text}: unknown figure '{name}'.{nearest(name, FIGURES)} See --help")
     try:
-        return name, float(value)
+        most = float(value)
     except ValueError:
-        raise UsageError(f"--fail-above {text}: use a number, as in {name}=100") from None
+        most = math.nan
+    if not math.isfinite(most):  # nothing is above NaN: such a gate would never fail
+        raise UsageError(f"--fail-above {text}: use a number, as in {name}=100")
+    return name, most
 
 
 def _ready() -> None:

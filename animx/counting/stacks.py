@@ -19,6 +19,7 @@ from animx.model.eight_bit import EightBit, eight_bit
 from animx.model.fused import FusedUNet
 from animx.model.schedule import ddim_steps
 from animx.model.unet import AnimateXUNet
+from animx_kernels.temporal_attention import MOST_SLOTS
 
 Stack = Literal["released", "plain", "animx", "fp8"]
 STACKS: tuple[Stack, ...] = ("released", "plain", "animx", "fp8")
@@ -71,6 +72,11 @@ class Setting:
     def __post_init__(self) -> None:
         if self.frames < 1:
             raise UsageError(f"--frames {self.frames}: use a whole number from 1")
+        if self.stack in ("animx", "fp8") and self.frames >= MOST_SLOTS:
+            raise UsageError(
+                f"--frames {self.frames}: the fused network looks over {MOST_SLOTS} slots of time, of which one is the "
+                f"reference. Use at most {MOST_SLOTS - 1}, or --stack plain"
+            )
         if self.batch < 1:
             raise UsageError(f"--batch {self.batch}: use a whole number from 1")
         if self.stack == "released" and self.config.temporal != "transformer":

@@ -174,7 +174,8 @@ def pool(
     from animx_trainer.pool import TRAINING, build_pool, pose_files
 
     check_target(output, overwrite)
-    check_apart(output, {f"poses {number}": one for number, one in enumerate(pose_files(poses))})
+    for one in pose_files(poses):
+        check_apart(output, {"pose file": one})
     shown = out.progress()
     canvas = Canvas(*size) if size else TRAINING
     made, report = build_pool(poses, count, seed, canvas, lambda done, total: shown("poses", done, total))

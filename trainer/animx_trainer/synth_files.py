@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from animx.atomic import output_error, writing
 from animx.canvas import Canvas
-from animx.config import Range, as_mapping
+from animx.config import FieldError, Range, as_mapping
 from animx.errors import AnimxError, UsageError
 from animx.lock import holding
 from animx_trainer.bodies import check_families
@@ -73,6 +73,9 @@ class SynthFiles:
 
     def __post_init__(self) -> None:
         check_families(self.families)
+        if self.format == "mp4" and any(side % 2 for side in self.size):
+            width, height = self.size
+            raise FieldError(f"size: mp4 takes even sides only, and {width}x{height} has an odd one", ("size",))
 
     @property
     def canvas(self) -> Canvas:
