@@ -85,6 +85,8 @@ def test_a_checkpoint_that_changed_on_disk_is_never_taken(
     assert "\n" not in str(found.value)
     assert resume(tiny_run(SHORT), run_folder) == 1
     assert newest.name in caplog.text
+    assert "Trying the one before" in caplog.text
+    assert "Delete" not in caplog.text
     assert "Traceback" not in capfd.readouterr().err
 
 

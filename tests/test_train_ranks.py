@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 from training import LEAN, awake, tiny_config, tiny_run, weights  # noqa: E402
 
-from animx.errors import OutputError  # noqa: E402
+from animx.errors import OutputError, WeightsError  # noqa: E402
 from animx_trainer import checkpointing  # noqa: E402
 from animx_trainer.config import ModelConfig, OptimizerConfig  # noqa: E402
 from animx_trainer.distributed import World, clip_gradients, joined  # noqa: E402
@@ -100,6 +100,38 @@ def test_two_processes_have_the_gradient_of_one_with_the_doubled_batch(
     alone = awake(tiny_run(config))
     assert gradients(alone, _samples(alone, 0), 0) == pytest.approx(loss, rel=limit)
     assert _apart(_named_gradients(alone), theirs) < limit
+
+
+def test_shards_begin_with_the_weights_of_the_whole_network_which_one_process_alone_builds(tmp_path: Path) -> None:
+    config = replace(CONFIG, parallel="fsdp", precision="float32")
+
+    def work(world: World, folder: Path) -> None:
+        from torch.distributed.tensor import DTensor
+
+        from animx_trainer import sharded
+
+        if not world.is_first:
+
+            def whole(*_: Any) -> None:
+                raise AssertionError("the whole network was built")
+
+            sharded.build_unet = whole  # type: ignore[assignment]
+        run = tiny_run(config, world=world)
+        state = {name: _whole(p).clone() for name, p in run.denoiser.named_parameters()}
+        state |= {name: value.clone() for name, value in run.denoiser.named_buffers()}
+        assert all(isinstance(p, DTensor) for p in run.denoiser.parameters())
+        torch.save(state, folder / f"state-{world.rank}.pt")
+        nowhere = replace(config, model=replace(MODEL, initialise=str(folder / "nowhere.pth")))
+        with pytest.raises(WeightsError, match="nowhere"):
+            tiny_run(nowhere, world=world)
+
+    _two(work, tmp_path)
+    alone = tiny_run(replace(config, parallel="auto")).denoiser
+    wanted = {**dict(alone.named_parameters()), **dict(alone.named_buffers())}
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"state-{rank}.pt")
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name].detach()) for name in wanted)
 
 
 @pytest.mark.long

@@ -128,7 +128,7 @@ def resume(run: Run, folder: Path) -> int:
                 )
             return checkpointing.load(run.trained, path, run.world)
         except InputError as error:
-            log.warning("%s", error)
+            log.warning("%s. Trying the one before", str(error).partition(". Delete")[0])
     if found:
         raise InputError(f"{folder / CHECKPOINTS}: none of {len(found)} checkpoints can be read. Name another folder")
     return 0
