@@ -188,8 +188,10 @@ def test_every_launch_that_a_network_asks_for_is_compiled_ahead_of_time(kind: st
     from animx_kernels.ahead import CARDS
 
     changes = {"config": network("official", kind)} if kind == "paper" else {}
-    calls = heard("fp8" if kind == "in 8 bits" else "animx", **changes)[1]
-    assert len(calls) > 50
+    calls = heard("animx", **changes)[1]
+    if kind == "in 8 bits":
+        calls = tuple(dict.fromkeys(call for call in heard("fp8")[1] if call not in calls))
+    assert len(calls) > 30
 
     def argument(value: Any, dtype: torch.dtype) -> Any:
         if not isinstance(value, tuple):

@@ -1,8 +1,8 @@
 """The calls that the full model makes at its official size, by operator: what is compiled ahead of time for every card.
 
-A forward pass of the released network and of the paper's (768x512, 32 frames and the reference slot), and one step of
-the sampler.  Tensors are on the meta device: shapes, strides and types, no memory.  A test holds this list against the
-operator log of both networks, so that no variant of a body can be launched that was never compiled.
+A forward pass of the released network, also in 8 bits, and of the paper's (768x512, 32 frames and the reference slot),
+and one step of the sampler.  Tensors are on the meta device: shapes, strides and types, no memory.  A test holds this
+list against the operator log of these networks, so that no variant of a body can be launched that was never compiled.
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ def calls(kind: torch.dtype) -> Iterator[Call]:
     for tokens, channels in LEVELS:
         yield from _residual_block(some, tokens, channels)
         yield from _transformers(some, tokens, channels, channels // HEAD)
+        yield from _in_eight_bits(some, tokens, channels, channels // HEAD)
         yield from _mamba(some, tokens, channels)
     yield from _transformers(some, *STEM, STEM[1] // HEAD)
+    yield from _in_eight_bits(some, *STEM, STEM[1] // HEAD)
     yield from _mamba(some, *STEM)
     for tokens, first, second in JOINED:
         whole = some(first + second)
@@ -96,6 +98,25 @@ def _transformers(some: Any, tokens: int, width: int, heads: int) -> Iterator[Ca
         folded = some(SLOTS, width, columns), some(SLOTS, columns), some(SLOTS, columns, width), weight
         yield "motion_attention", (x, *folded, heads, 1e-5)
         yield "motion_attention", (x, *folded, heads, 1e-5, 1.0, False)
+
+
+def _in_eight_bits(some: Any, tokens: int, width: int, heads: int) -> Iterator[Call]:
+    x, weight, e4m3, wide = some(SLOTS, tokens, width), some(width), torch.float8_e4m3fn, torch.float32
+    yield "add_layer_norm8", (x, x, weight, weight, 1e-5)
+    yield "layer_norm8", (x, weight, weight, 1e-5)
+
+    def layer(inner: int, out: int, scales: int = 1) -> tuple[Tensor, ...]:
+        rows = some(SLOTS, tokens, inner, dtype=e4m3), some(SLOTS, tokens, scales, dtype=wide)
+        return *rows, some(out, inner, dtype=e4m3), some(out, dtype=wide)
+
+    for out in (width, 3 * width):
+        yield "linear8", (*layer(width, out), None, None, x.dtype)
+    yield "geglu_rows8", (*layer(width, 8 * width), some(8 * width))
+    yield "linear8", (*layer(4 * width, width, 4 * width // 128), weight, x, x.dtype)
+    if (tokens, width) in LEVELS:
+        q, k, v = some(SLOTS, tokens, 3, heads, HEAD).permute(2, 0, 3, 1, 4).unbind()
+        yield "quantise_keys", (k,)
+        yield "attention8", (q, some(*k.shape, dtype=torch.int8), some(*k.shape[:-1], dtype=wide), v)
 
 
 def _mamba(some: Any, tokens: int, width: int) -> Iterator[Call]:
