@@ -17,6 +17,7 @@ pytest.importorskip("diffusers", reason="needs the 'model' extra")
 pytest.importorskip("transformers", reason="needs the 'model' extra")
 
 from torch.nn import functional as F  # noqa: E402
+from wet import Stage  # noqa: E402
 
 from animx import kernel_plugins  # noqa: E402
 from animx.errors import UsageError  # noqa: E402
@@ -321,3 +322,16 @@ def test_every_operator_can_be_stood_in_for() -> None:
             takes(op)
         assert asked, name
     providers.forget()
+
+
+def test_a_render_refuses_a_broken_plugin_at_once_and_its_recipe_names_what_it_took(
+    example: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def planned() -> Any:
+        return stage.render("out.mp4", "--dry-run", "--json")
+
+    assert "animate-x.kernels" not in planned().json["recipe"]["options"]
+    monkeypatch.setenv("ANIMX_KERNELS", "quick-geglu")
+    assert planned().json["recipe"]["options"]["animate-x.kernels"] == ["quick-geglu (geglu, animx_quick 1.0)"]
+    monkeypatch.setenv("ANIMX_KERNELS", "mute")
+    refused(stage.render("out.mp4", "--dry-run"), 2, "'mute' of badkernels 1.0", "no 'operator'")

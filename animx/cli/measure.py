@@ -109,8 +109,11 @@ def ops(
         ratios = "  ".join(f"{name} {value:.2f}" for name, value in row.get("ratios", {}).items())
         name = f"{row['op']} {row['shape']}"
         lines.append(f"{name:<58} {row['errors'].get('animx', float('nan')):>8.1e} {timed}  {ratios}".rstrip())
-    missing = {f"{name}: {why}" for row in found["rows"] for name, why in row["unavailable"].items()}
-    lines += [f"not there: {one}" for one in sorted(missing)]
+    missing: dict[tuple[str, str], set[str]] = {}
+    for row in found["rows"]:
+        for name, why in row["unavailable"].items():
+            missing.setdefault((name, why), set()).add(row["op"])
+    lines += [f"not there: {name} of {', '.join(sorted(of))}: {why}" for (name, why), of in sorted(missing.items())]
     if found["base"]:
         lines.append(f"base: {base}, commit {found['base']['commit']}")
     if found["kernels"] != "auto":

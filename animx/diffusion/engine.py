@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from animx import kernel_plugins, resident
 from animx.canvas import Canvas, place
 from animx.diffusion.options import NAMES, UNRECORDED, EngineOptions
+from animx.diffusion.records import facts, job_plan, record, say_drift, stand_ins
 from animx.engine import Plan, Progress, RenderJob, no_progress
 from animx.errors import MissingExtraError, OutOfMemoryError, UsageError, WeightsError
 from animx.job import ChunkStore
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from animx.diffusion.pipeline import AnimateXPipeline
     from animx.diffusion.precision import Arithmetic
     from animx.diffusion.ranks import Ranks
-    from animx.diffusion.render import Drift, Settings
+    from animx.diffusion.render import Settings
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,6 @@ LARGEST_AREA = 512 * 768
 """The area the released network was trained on [px]."""
 SECONDS_PER_TFLOP = {"cuda": 1 / 300, "cpu": 1 / 0.15}
 """Rough cost of the network's arithmetic for `--dry-run`, replaced by measurements once a benchmark has run."""
-NOTABLE_DRIFT = 0.5
-"""Colour drift between segments that is worth a warning [deviations of the first segment]."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class AnimateXEngine:
         for name in ("stack", "linears", "attention"):
             if known[name] == "auto":
                 del known[name]  # the recipe holds what the device made of it
-        return {"options": known | _stand_ins(), "weights": model_hash(find_model(given.model))}
+        return {"options": known | stand_ins(), "weights": model_hash(find_model(given.model))}
 
     def plan(self, job: RenderJob) -> Plan:
         """Windows, memory per tier and time, without loading weights."""
@@ -137,7 +136,7 @@ class AnimateXEngine:
         kind = "cuda" if run.device.startswith("cuda") else "cpu"
         used = replace(run.tier, window=s.window, batch=s.window_batch, decode_batch=s.decode_batch, tile=s.tile)
         memory = predicted_bytes(used, latent, config, **_demands(run)) / GIB * 1024
-        job.report["options"] = _record(run)
+        job.report["options"] = record(run.settings, run.options, run.dtype)
         return Plan(self.name, job.poses.frames, len(windows), memory, tflop * SECONDS_PER_TFLOP[kind], notes)
 
     def render(self, job: RenderJob, on_progress: Progress = no_progress) -> Iterator[NDArray[np.uint8]]:
@@ -167,7 +166,9 @@ class AnimateXEngine:
         weights = model_hash(folder)
         store = None
         if job.folder is not None and ranks.is_first:
-            store = ChunkStore(job.folder, _job_plan(job, run, weights), resume=options.resume)
+            canvas = model_canvas(job.canvas, fixed=job.fixed_size)
+            planned = job_plan(job, run.settings, options, weights, run.dtype, run.device, canvas)
+            store = ChunkStore(job.folder, planned, resume=options.resume)
             if not store.remembered():
                 store.remember(changeable(run.settings))
         run = _reduced(run, ranks.from_first_object(store.remembered() if store is not None else {}))
@@ -214,7 +215,8 @@ class AnimateXEngine:
             try:
                 for frame in pipeline.frames(clip, run.settings, store=store, drift=drift, hooks=hooks, ranks=ranks):
                     if not yielded:
-                        job.report.update(options=_record(run), weights=weights, **_facts(job))
+                        resolved = record(run.settings, run.options, run.dtype)
+                        job.report.update(options=resolved, weights=weights, **facts(job))
                         yielded = True
                     yield _on_canvas(frame, job.canvas)
                 break
@@ -230,7 +232,7 @@ class AnimateXEngine:
                 store.remember(changeable(run.settings))
             if run.device.startswith("cuda"):
                 torch.cuda.empty_cache()
-        _say_drift(job, drift)
+        say_drift(job, drift)
 
 
 def model_canvas(canvas: Canvas, *, fixed: bool = False) -> Canvas:
@@ -380,71 +382,6 @@ def _demands(run: _Run) -> dict[str, Any]:
     stream = _streams(o, run.device, run.tier.offload)
     branches = 2 if run.settings.guidance_batched else 1
     return {"branches": branches, "windows": o.windows, "stream": stream, "linears": run.arithmetic.linears}
-
-
-# ---- what is kept about a run ----
-
-
-def _job_plan(job: RenderJob, run: _Run, weights: str) -> dict[str, Any]:
-    """What a job folder must have been planned with to be gone on with.
-
-    Sizes that follow from the memory stand in it as they were asked for; what they came to is remembered beside it, so
-    that a resume with less free memory goes on with the same ones.
-    """
-    from animx.diffusion.halving import CHANGEABLE
-
-    canvas = model_canvas(job.canvas, fixed=job.fixed_size)
-    return {
-        **asdict(run.settings),
-        **{name: getattr(run.options, name) for name in CHANGEABLE},
-        "weights": weights,
-        "dtype": run.dtype,
-        "image_encoder": run.options.image_encoder,
-        "device": run.device.partition(":")[0],
-        "canvas": list(canvas.size),
-        "frames": job.poses.frames,
-        **_stand_ins(),
-        **job.identity,
-    }
-
-
-def _record(run: _Run) -> dict[str, Any]:
-    """The resolved options for the recipe."""
-    settings = asdict(run.settings)
-    guidance = settings.pop("guidance")
-    settings.pop("seed")
-    named = {"guidance": guidance.pop("scale"), **{f"guidance_{name}": value for name, value in guidance.items()}}
-    chosen = {name: getattr(run.options, name) for name in ("speed", "image_encoder")}
-    model = {"model": Path(run.options.model).name, "dtype": run.dtype}
-    return {**settings, **named, **chosen, **model, **_stand_ins()}
-
-
-def _stand_ins() -> dict[str, Any]:
-    """Operators by third parties, where `ANIMX_KERNELS` took some: they decide about the last bits."""
-    names = kernel_plugins.taken()
-    return {"kernels": names} if names else {}
-
-
-def _facts(job: RenderJob) -> dict[str, str]:
-    """What the network was shown, as a user may want to know it."""
-    return {
-        "pose_images": "driving poses, aligned",
-        "motion_keypoints": "driving poses, not aligned (as released)",
-        "reference_slot": "the reference's own pose" if job.reference_pose is not None else "the first driving pose",
-    }
-
-
-def _say_drift(job: RenderJob, drift: Drift) -> None:
-    job.report["measured"] = {
-        "colour_drift": round(drift.largest, 4),
-        "colour_drift_corrected": round(drift.corrected, 4),
-    }
-    if drift.largest > NOTABLE_DRIFT:
-        log.warning(
-            "colours strayed by %.2f deviations between segments (%.2f left after the correction)",
-            drift.largest,
-            drift.corrected,
-        )
 
 
 # ---- when memory runs out ----
