@@ -10,7 +10,7 @@ and `out of reach` where the truth itself misses it on these cases.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,13 @@ class Model:
 
 
 def open_model(config: TrainConfig, checkpoint: Path, device: torch.device) -> Model:
-    """The model of a checkpoint with its averaged weights; `config` must be that of its run (else `UsageError`)."""
+    """The model of a checkpoint with its averaged weights; `config` must be that of its run (else `UsageError`).
+
+    On a CPU it paints in float32, whatever it was trained in: few CPUs are fast in bf16, many are several times slower.
+    """
     check_config(config, checkpoint)
+    if device.type == "cpu" and config.precision == "bf16":
+        config = replace(config, precision="float32")
     encoders, _ = find_encoders(config.model.encoders, config.seed)
     if encoders.components is None:
         raise UsageError("model.encoders: this run has none, so nothing can be painted. Name a model folder")
