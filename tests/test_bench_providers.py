@@ -131,10 +131,33 @@ def test_mamba_ssm_is_called_as_documented_and_agrees_with_the_operator(mamba: l
         inputs = op.cases()[name].make("cpu", torch.float32, 0)
         assert library.prepare is not None
         made = library.prepare(*providers.arguments_of(op.name, *inputs))
+        assert isinstance(made, libraries.Way)
         wide = widened(inputs)
         assert torch.allclose(made.back(made.call()).double(), op.reference(*wide.args), rtol=1e-4, atol=1e-5), name
     assert mamba.count("selective_scan_fn") == 3 * 2 + 3  # three of them run in both directions of time
     assert mamba.count("causal_conv1d_fn") == 3 * 2 + 2  # the last has no convolution
+
+
+def test_causal_conv1d_is_called_as_documented_and_agrees_with_the_operator(mamba: list[str]) -> None:
+    op, library = load_ops()["causal_conv_silu"], libraries.LIBRARIES["causal_conv_silu"]
+    assert library.prepare is not None
+    for name, case in op.cases().items():
+        if case.official:
+            continue
+        inputs = case.make("cpu", torch.float32, 0)
+        made = library.prepare(*providers.arguments_of(op.name, *inputs))
+        if isinstance(made, str):
+            assert made == f"causal-conv1d has no {inputs.args[1].shape[1]} taps"
+            continue
+        wide = widened(inputs)
+        assert torch.allclose(made.back(made.call()).double(), op.reference(*wide.args), rtol=1e-4, atol=1e-5), name
+    assert len(mamba) >= 2 * 6 + 1
+
+
+def test_pytorchs_own_8_bit_product_stands_beside_ours_where_it_takes_the_rows() -> None:
+    rows = checked("--op", "linear8", "--providers", "library,animx", "--dtype", "bfloat16")
+    assert rows["small"]["errors"]["library"] <= 1.6e-2
+    assert "one scale a row" in rows["stretches"]["unavailable"]["library"]
 
 
 def test_a_library_that_is_not_installed_is_named_with_the_line_that_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:

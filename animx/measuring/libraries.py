@@ -40,8 +40,9 @@ class Library:
     get: str
     """The line that installs it."""
     cuda_only: bool
-    prepare: Callable[..., Way] | None
-    """Takes the operator's arguments, all of them; None where it is no way to compute the same."""
+    prepare: Callable[..., Way | str] | None
+    """Takes the operator's arguments, all of them; returns why not where it does not take these.  None where it is no
+    way to compute the same."""
     but: str = ""
     """Why not, where it is none."""
 
@@ -71,7 +72,7 @@ def way(operator: str, inputs: Inputs, device: torch.device) -> Way | str:
 def _mamba(
     u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, z: Tensor | None, delta_bias: Tensor | None,
     conv_weight: Tensor | None, conv_bias: Tensor | None, softplus: bool, bidirectional: bool,
-) -> Way:  # fmt: skip
+) -> Way | str:  # fmt: skip
     """`selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus)`: u, delta, z (batch, E, L), A (E, N),
     B, C (batch, N, L); A, D and the bias in float32.  One call for each direction of time.
 
@@ -122,7 +123,44 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) 
     return F.silu(F.conv1d(F.pad(x, (taps - 1, 0)), weight[:, None], bias, groups=len(weight)))
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Way:
+def _convolution(u: Tensor, weight: Tensor, bias: Tensor | None, bidirectional: bool) -> Way | str:
+    """`causal_conv1d_fn(x, weight, bias, activation="silu")`: x (batch, E, L), 2 to 4 taps; once for each direction."""
+    if not 2 <= weight.shape[1] <= 4:
+        return f"causal-conv1d has no {weight.shape[1]} taps"
+    convolve = importlib.import_module("causal_conv1d").causal_conv1d_fn
+    sides, batch, pixels = 1 + bidirectional, u.shape[0], u.shape[2]
+    ready = []
+    for i in range(sides):
+        part = u.chunk(sides, -1)[i].permute(0, 2, 3, 1).flatten(0, 1)
+        shift = None if bias is None else bias.chunk(sides, 0)[i].contiguous()
+        taps = weight.chunk(sides, 0)[i].contiguous()
+        ready.append(((part.flip(2) if i else part).contiguous(), taps, shift))
+
+    def back(found: list[Tensor]) -> Tensor:
+        turned = [y.flip(2) if i else y for i, y in enumerate(found)]
+        return torch.cat([torch.unflatten(y, 0, (batch, pixels)).permute(0, 3, 1, 2) for y in turned], -1).contiguous()
+
+    return Way(lambda: [convolve(x, taps, shift, activation="silu") for x, taps, shift in ready], back)
+
+
+def _scaled(
+    x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, residual: Tensor | None,
+    dtype: torch.dtype,
+) -> Way | str:  # fmt: skip
+    """`torch._scaled_mm` by rows, then bias and residual: x e4m3 (M, K), weight (K, D) by columns, 16-bit results."""
+    if x_scale.shape[-1] != 1 or dtype not in (torch.float16, torch.bfloat16):
+        return "PyTorch's 8-bit product takes one scale a row, and gives 16 bits"
+    rows, scales = x.flatten(0, -2).contiguous(), x_scale.reshape(-1, 1).contiguous()
+
+    def call() -> Tensor:
+        y = torch._scaled_mm(rows, weight.t(), scales, scale[None], out_dtype=dtype)
+        y = y if bias is None else y + bias
+        return y if residual is None else y + residual.flatten(0, -2)
+
+    return Way(call, lambda found: torch.unflatten(found, 0, x.shape[:-1]))
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Way | str:
     """`scaled_dot_product_attention` on (batch * pixels, heads, T, d), its own layout."""
     batch, slots, pixels, _ = q.shape
 
@@ -147,6 +185,13 @@ LIBRARIES: Mapping[str, Library] = {
         "mamba-ssm", "mamba_ssm", "pip install --no-build-isolation 'animx[mamba]'", True, _mamba
     ),
     "temporal_attention": Library("PyTorch's attention", None, "", False, _attention),
+    "causal_conv_silu": Library(
+        "causal-conv1d", "causal_conv1d", "pip install --no-build-isolation causal-conv1d", True, _convolution
+    ),
+    "linear8": Library("PyTorch's 8-bit product", None, "", False, _scaled),
+    "attention8": _none(
+        "SageAttention", "pip install sageattention", "rounds with scales of its own: no equal result to time"
+    ),
     "geglu": _none(
         "liger-kernel", "pip install liger-kernel", "its GEGLU takes the tanh approximation: another function"
     ),
