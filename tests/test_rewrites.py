@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the 'model' extra")
 pytest.importorskip("diffusers", reason="needs the 'model' extra")
 
+from animx.model import attention as attention_module  # noqa: E402
 from animx.model.attention import Attention, MotionFold  # noqa: E402
 from animx.model.conditions import Conditions  # noqa: E402
 from animx.model.config import UNetConfig, variant  # noqa: E402
@@ -84,6 +85,41 @@ def test_shared_keys_equal_repeated_ones() -> None:
     k, v = attention.key_value(torch.randn(2, 7, 24, generator=g, dtype=torch.float64))
     repeated = attention(x, (k.repeat_interleave(3, 0), v.repeat_interleave(3, 0)))
     assert relative(attention(x, (k, v)), repeated) <= 1e-14
+
+
+@pytest.mark.parametrize("most", [1, 3, 4, 6])
+def test_a_batch_beyond_the_grid_of_a_card_is_attended_in_parts(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's attention takes 65535 rows; 256 x 256 latent pixels of one window have one more."""
+    g = torch.Generator().manual_seed(0)
+    wholes = [torch.randn(6, 2, 5, 4, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    rows: list[int] = []
+    attention = F.scaled_dot_product_attention
+
+    def spy(*given: Any) -> Any:
+        rows.append(len(given[0]))
+        assert [len(one) for one in given] == rows[-1:] * 3
+        return attention(*given)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    assert attention_module.MOST_ROWS == 65535
+    monkeypatch.setattr(attention_module, "MOST_ROWS", most)
+    found = attention_module.attend(*wholes)
+    assert max(rows) <= most
+    assert sum(rows) == 6
+    truth = attention(*wholes)
+    assert torch.equal(found, truth)
+    slopes, wanted = (torch.autograd.grad(y.sin().sum(), wholes) for y in (found, truth))
+    assert max(relative(one, other) for one, other in zip(slopes, wanted, strict=True)) <= 1e-14
+
+
+def test_the_plain_network_mixes_slots_in_parts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = randomised(AnimateXUNet.build(TINY, text_length=7)).double()
+    x = torch.randn(1, 4, 3, *LATENT, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    with torch.no_grad():
+        conditions = unet.encode(random_inputs(3, torch.float64), frames=3, latent=LATENT)
+        whole = unet(x, torch.tensor([496]), conditions)
+        monkeypatch.setattr(attention_module, "MOST_ROWS", LATENT[0] * LATENT[1] // 2 + 1)
+        assert relative(unet(x, torch.tensor([496]), conditions), whole) <= 1e-13
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])

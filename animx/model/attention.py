@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar, NamedTuple
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,6 +46,18 @@ class MotionFold(NamedTuple):
         )
 
 
+MOST_ROWS = 65535
+"""Batch of one attention: the kernels of CUDA put it on a grid axis that ends there (PyTorch issue 146704)."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention from q [B, heads, N, d] to k, v [B, heads, M, d], any B: over the slots of each pixel B is B*h*w."""
+    if q.shape[0] <= MOST_ROWS:
+        return F.scaled_dot_product_attention(q, k, v)
+    parts = zip(*(torch.split(x, MOST_ROWS) for x in (q, k, v)), strict=True)
+    return torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
+
+
 class Attention(nn.Module):
     """Multi-head attention with bias-free q, k, v and a biased output projection; scale head_dim^-0.5."""
 
@@ -76,7 +89,7 @@ class Attention(nn.Module):
         sharing = x.shape[0] // k.shape[0]
         q = rearrange(self.to_q(x), "(b s) n (h d) -> b h (s n) d", s=sharing, h=self.heads)
         eight = self.in_eight_bits and key_value is None
-        out = attention8(q, k, v) if eight else F.scaled_dot_product_attention(q, k, v)
+        out = attention8(q, k, v) if eight else attend(q, k, v)
         return self.to_out(rearrange(out, "b h (s n) d -> (b s) n (h d)", s=sharing))
 
 

@@ -21,7 +21,7 @@ from animx.model.attention import (
 )
 from animx.model.fused_parts import Grid, Norm, Part, bias_of
 from animx.model.linear8 import Linear8
-from animx.model.temporal import MambaBlock, Temporal, through
+from animx.model.temporal import MambaBlock, Temporal, scanned
 from animx_kernels.add_layer_norm import add_layer_norm
 from animx_kernels.attention8 import attention8
 from animx_kernels.geglu import geglu_linear
@@ -319,9 +319,10 @@ class FusedMamba(Part):
         y = self.begin(x.view(grid.batch, -1, x.shape[2])).view(*x.shape[:2], -1)
         y, normed = add_layer_norm(y, None, self.norm, self.shift, self.eps)
         if self.library:  # wants a row of slots for each token
-            rows = through(self.directions, grid.clip(normed).transpose(1, 2).flatten(0, 1), library=True)
-            scanned = torch.unflatten(rows, 0, (grid.batch, -1)).transpose(1, 2).flatten(0, 1)
+            rows = scanned(self.directions, grid.clip(normed).transpose(1, 2).flatten(0, 1), library=True)
+            both = torch.unflatten(rows, 0, (grid.batch, -1)).transpose(1, 2)
         else:
-            scanned = through(self.directions, grid.clip(normed)).flatten(0, 1)
-        out: Tensor = self.out(y.add_(scanned))
+            both = scanned(self.directions, grid.clip(normed))
+        y.flatten(0, 1).addmm_(both.reshape(-1, both.shape[3]), self.directions.out.t())
+        out: Tensor = self.out(y)
         return out.add_(x)

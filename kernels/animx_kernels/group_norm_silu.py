@@ -98,6 +98,11 @@ def _group_norm_silu_backward(
     shift: Tensor | None = None,
     other: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    given = gradient, x, weight, bias, shift, other
+    if use_triton("group_norm_silu_backward", *given, refusal=_refusal(x, other)):
+        from animx_kernels.group_norm_silu_backward_triton import group_norm_silu_gradient
+
+        return group_norm_silu_gradient(gradient, x, weight, bias, groups, eps, silu, shift, other)
     return group_norm_silu_backward_reference(gradient, x, weight, bias, groups, eps, silu, shift, other)
 
 
@@ -244,9 +249,17 @@ def _backward_cost(
     shift: Tensor | None = None,
     other: Tensor | None = None,
 ) -> Cost:
-    """Plain torch: statistics, the two means and the result, each over float32 copies."""
-    elements = gradient.numel()
-    return Cost(24, 0, nbytes(x, other, gradient, shift, weight, bias) + 80 * elements, 64 * elements)
+    """Four launches: moments, sums of slopes, the result, sums of the parts' sums."""
+    instances, tokens, channels = gradient.shape
+    activations, affine = nbytes(x, other), nbytes(weight, bias)
+    sums = 8 * instances * parts(instances, tokens, channels) * channels  # as many bytes as the moments
+    statistics = 8 * instances * channels
+    read = activations  # moments
+    read += activations + nbytes(gradient, shift) + affine + sums
+    read += activations + nbytes(gradient) + affine + statistics + sums
+    read += sums
+    written = sums + (sums + statistics) + nbytes(gradient) + affine
+    return Cost(4, 0, read, written)
 
 
 def _cases() -> dict[str, Case]:
@@ -293,13 +306,20 @@ def _backward_cases() -> dict[str, Case]:
 
         return Case(make)
 
-    return {name: case(name) for name in ("small", "two tensors, groups across the seam")}
+    names = ("small", "two tensors, groups across the seam", "split", "without silu, one token")
+    return {name: case(name) for name in names}
 
 
 def _builds(capability: int) -> list[Build]:
     from animx_kernels import group_norm_silu_triton
 
     return group_norm_silu_triton.builds(capability)
+
+
+def _builds_backward(capability: int) -> list[Build]:
+    from animx_kernels import group_norm_silu_backward_triton
+
+    return group_norm_silu_backward_triton.builds(capability)
 
 
 register(
@@ -321,7 +341,7 @@ register(
         group_norm_silu_backward_reference,
         _backward_cases,
         _backward_cost,
-        lambda capability: [],
-        "memory; plain torch on every device",
+        _builds_backward,
+        "memory: x three times and its gradient twice, the result once",
     )
 )

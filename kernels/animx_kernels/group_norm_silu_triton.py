@@ -94,24 +94,17 @@ def channel_moments(
 
 
 @triton.jit
-def normalise_kernel(
-    x, other, shift, weight, bias, partial, y, tokens, first, channels, group, part_tokens, eps,
-    x_instance, x_token, other_instance, other_token, shift_instance,
-    TOKENS: tl.constexpr, CHANNELS: tl.constexpr, SPAN: tl.constexpr, PARTS: tl.constexpr,
-    JOINED: tl.constexpr, SHIFTED: tl.constexpr, SILU: tl.constexpr,
+def group_statistics(
+    partial, shift, mine, first, tokens, channels, group, part_tokens, parts, eps,
+    CHANNELS: tl.constexpr, SPAN: tl.constexpr, PARTS: tl.constexpr, SHIFTED: tl.constexpr,
 ):  # fmt: skip
-    """y [I, tokens, channels] from the moments of the first launch; `group`: channels of a group."""
-    part, parts, instance = tl.program_id(1), tl.num_programs(1), tl.program_id(2).to(tl.int64)
-    x += instance * x_instance
-    if JOINED:
-        other += instance * other_instance
-    if SHIFTED:
-        shift += instance * shift_instance
-    partial += instance * parts * 2 * channels
-    mine = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    """Mean (to be taken from x before the shift) and 1 / sqrt(variance + eps) of the groups of the channels `mine`.
+
+    `mine`: CHANNELS channels from `first` on, some of them perhaps beyond the last.
+    """
     # The channels of all groups that have a channel here: whole groups, some of them begun in a neighbour's block.
-    begin = tl.program_id(0) * CHANNELS // group * group
-    stop = tl.minimum(((tl.program_id(0) + 1) * CHANNELS + group - 1) // group * group, channels)
+    begin = first // group * group
+    stop = tl.minimum((first + CHANNELS + group - 1) // group * group, channels)
     mean = tl.zeros([CHANNELS], tl.float32)
     for at in range(begin, stop, SPAN):
         column = at + tl.arange(0, SPAN)
@@ -130,11 +123,34 @@ def normalise_kernel(
         same = (mine[:, None] // group == column[None, :] // group) & (column < stop)[None, :]
         away = one[None, :] - mean[:, None]
         spread += tl.sum(tl.where(same, squares[None, :] + tl.cast(tokens, tl.float32) * away * away, 0.0), axis=1)
-    inside = mine < channels
     variance = spread / (tl.cast(group, tl.float32) * tl.cast(tokens, tl.float32))
-    factor = tl.load(weight + mine, inside, 0).to(tl.float32) / tl.sqrt_rn(variance + eps)
     if SHIFTED:
-        mean -= tl.load(shift + mine, inside, 0).to(tl.float32)
+        mean -= tl.load(shift + mine, mine < channels, 0).to(tl.float32)
+    return mean, 1.0 / tl.sqrt_rn(variance + eps)
+
+
+@triton.jit
+def normalise_kernel(
+    x, other, shift, weight, bias, partial, y, tokens, first, channels, group, part_tokens, eps,
+    x_instance, x_token, other_instance, other_token, shift_instance,
+    TOKENS: tl.constexpr, CHANNELS: tl.constexpr, SPAN: tl.constexpr, PARTS: tl.constexpr,
+    JOINED: tl.constexpr, SHIFTED: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    """y [I, tokens, channels] from the moments of the first launch; `group`: channels of a group."""
+    part, parts, instance = tl.program_id(1), tl.num_programs(1), tl.program_id(2).to(tl.int64)
+    x += instance * x_instance
+    if JOINED:
+        other += instance * other_instance
+    if SHIFTED:
+        shift += instance * shift_instance
+    partial += instance * parts * 2 * channels
+    mine = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = mine < channels
+    mean, inverse = group_statistics(
+        partial, shift, mine, tl.program_id(0) * CHANNELS, tokens, channels, group, part_tokens, parts, eps,
+        CHANNELS, SPAN, PARTS, SHIFTED,
+    )  # fmt: skip
+    factor = tl.load(weight + mine, inside, 0).to(tl.float32) * inverse
     addend = tl.load(bias + mine, inside, 0).to(tl.float32)
     y += instance * tokens * channels
     start = part * part_tokens
@@ -148,6 +164,29 @@ def normalise_kernel(
         if SILU:
             tile = tile * tl.sigmoid(tile)
         tl.store(y + token * channels + mine[None, :], tile.to(y.dtype.element_ty), here)
+
+
+def shared_values(x: Tensor, other: Tensor | None, partial: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sizes, and strides of the inputs, as all launches take them; partial [I, parts, 2, C + C2]."""
+    channels, tokens = partial.shape[3], x.shape[1]
+    size = {"tokens": tokens, "first": x.shape[2], "channels": channels}
+    size |= {"part_tokens": blocks(tokens, partial.shape[1])}
+    strides = {
+        "x_instance": x.stride(0),
+        "x_token": x.stride(1),
+        "other_instance": None if other is None else other.stride(0),
+        "other_token": None if other is None else other.stride(1),
+    }
+    return size, strides
+
+
+def plan_moments(x: Tensor, other: Tensor | None, partial: Tensor, config: dict[str, Any]) -> Launch:
+    """The first launch: x [I, N, C], other [I, N, C2] -> partial [I, parts, 2, C + C2]."""
+    size, strides = shared_values(x, other, partial)
+    constants = {"TOKENS": config["tokens"], "CHANNELS": CHANNELS_PER_PROGRAM, "JOINED": other is not None}
+    grid = (blocks(partial.shape[3], CHANNELS_PER_PROGRAM), partial.shape[1], x.shape[0])
+    moments: dict[str, Any] = {"x": x, "other": other, "partial": partial, **size, **strides}
+    return Launch(moments_kernel, grid, moments, constants, config["num_warps"], 1)
 
 
 def plan(
@@ -164,24 +203,12 @@ def plan(
     capability: int,
 ) -> list[Launch]:
     """The two launches: x [I, N, C], other [I, N, C2] -> partial [I, parts, 2, C + C2] -> y [I, N, C + C2]."""
-    instances, tokens, channels = y.shape
+    instances, _, channels = y.shape
     split = partial.shape[1]
     config = tuned("group_norm_silu", str(channels), capability)
-    size = {
-        "tokens": tokens,
-        "first": x.shape[2],
-        "channels": channels,
-        "part_tokens": blocks(tokens, split),
-    }
-    strides = {
-        "x_instance": x.stride(0),
-        "x_token": x.stride(1),
-        "other_instance": None if other is None else other.stride(0),
-        "other_token": None if other is None else other.stride(1),
-    }
+    size, strides = shared_values(x, other, partial)
     constants = {"TOKENS": config["tokens"], "CHANNELS": CHANNELS_PER_PROGRAM, "JOINED": other is not None}
     grid = (blocks(channels, CHANNELS_PER_PROGRAM), split, instances)
-    moments: dict[str, Any] = {"x": x, "other": other, "partial": partial, **size, **strides}
     result: dict[str, Any] = {
         "x": x,
         "other": other,
@@ -195,7 +222,7 @@ def plan(
     result["shift_instance"] = None if shift is None else shift.stride(0)
     more = {"SPAN": 32, "PARTS": 1 if split == 1 else 16, "SHIFTED": shift is not None, "SILU": silu}
     return [
-        Launch(moments_kernel, grid, moments, constants, config["num_warps"], 1),
+        plan_moments(x, other, partial, config),
         Launch(normalise_kernel, grid, result, {**constants, **more}, config["num_warps"], 1),
     ]
 

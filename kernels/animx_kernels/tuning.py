@@ -58,6 +58,7 @@ SEARCH: Mapping[str, tuple[Mapping[str, tuple[Any, ...]], ...]] = {
     ),
     "geglu_rows8": ({"rows": (32, 64, 128), "inner": (64, 128), "num_warps": (4, 8), "num_stages": (2, 3, 4)},),
     "group_norm_silu": ({"tokens": (16, 32, 64, 128), "num_warps": (2, 4, 8)},),
+    "group_norm_silu_backward": ({"tokens": (8, 16, 32, 64), "num_warps": (2, 4, 8)},),
     "guided_step": ({"elements": (512, 1024, 2048, 4096), "num_warps": (2, 4, 8)},),
     "linear8": (
         {
