@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ pytest.importorskip("transformers", reason="needs the 'model' extra")
 from wet import Stage, good, pictures, side_car  # noqa: E402
 
 from animx.diffusion import engine as engine_module  # noqa: E402
+from animx.diffusion import memory  # noqa: E402
 from animx.diffusion.engine import AnimateXEngine  # noqa: E402
 from animx.diffusion.options import NAMES, EngineOptions  # noqa: E402
 from animx.errors import UsageError  # noqa: E402
@@ -70,6 +72,17 @@ def test_a_video_drives_and_the_recipe_tells_all(stage: Stage) -> None:
     assert "not aligned" in recipe["motion_keypoints"]
     assert str(stage.release) not in json.dumps(recipe)
     assert not list(Path().glob("*.animx"))
+
+
+def test_windows_are_no_longer_than_the_clips_the_network_was_trained_on(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(memory.config_of(stage.release), slots=5)  # four frames and the reference
+    monkeypatch.setattr(memory, "config_of", lambda folder: short)
+    refused(stage.render("out.mp4", "--dry-run"), 2, "--window 6", "at most 4 frames", "Use --window 4")
+    arguments = stage.arguments("out.mp4", "--dry-run")
+    at = arguments.index("--window")
+    assert "window(s) of 4 frames" in good(animx(*arguments[:at], *arguments[at + 2 :])).out
 
 
 @pytest.mark.usefixtures("fake")

@@ -340,7 +340,12 @@ def _resolve(job: RenderJob, ranks: Ranks | None = None) -> _Run:
         linears=arithmetic.linears,
     )  # fmt: skip
     tier = choose(branches=2 if o.guidance_batched else 1)
-    window = o.window or tier.window
+    most = config.slots - 1  # the table of positions is as long as the clips of the training
+    if o.window is not None and min(o.window, job.poses.frames) > most and config.motion != "none":
+        raise UsageError(
+            f"--window {o.window}: model '{o.model}' takes at most {most} frames at once. Use --window {most}"
+        )
+    window = o.window or min(tier.window, most)
     batched = o.guidance_batched
     if batched is None:
         # Where it pays, unless memory would force a smaller tier for it.
