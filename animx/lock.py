@@ -61,6 +61,8 @@ def holding(folder: str | Path) -> Iterator[None]:
     finally:
         if handle in _held:
             _held.discard(handle)
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)  # for a child of a fork, too, that has not yet run
             os.close(handle)
         _remove(made)
 
