@@ -117,6 +117,10 @@ def test_the_shapes_of_the_claims_are_measured_against_the_loop_and_the_unfolded
         (("--providers", "animx,xla"), ("xla", "library")),
         (("--device", "cuda"), ("no CUDA device",)),
         (("--device", "tpu"), ("use cpu, cuda",)),
+        (("--providers", ","), ("names nothing",)),
+        (("--seconds", "-1", "--device", "cpu"), ("--seconds -1", "above 0")),
+        (("--seconds", "nan", "--device", "cpu"), ("--seconds nan",)),
+        (("--seconds", "inf", "--device", "cpu"), ("--seconds inf",)),
     ],
     ids=str,
 )
@@ -125,6 +129,10 @@ def test_what_cannot_be_measured_is_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     refused(animx("bench", "ops", *asked), 2, *words)
+
+
+def test_a_bar_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    refused(animx("bench", "compare", tmp_path / "a", tmp_path / "b", "--fail-below", "nan"), 2, "--fail-below nan")
 
 
 @pytest.mark.gpu

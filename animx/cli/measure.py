@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,22 @@ def _place(device: str | None, dtype: str | None, command: str) -> dict[str, str
 
 
 def _words(text: str | None) -> list[str]:
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
+    """The names of a list; none where the option was not given."""
+    found = [word.strip() for word in (text or "").split(",") if word.strip()]
+    if text is not None and not found:
+        from animx.errors import UsageError
+
+        raise UsageError(f"'{text}' names nothing. Give names with commas between them, or leave the option out")
+    return found
+
+
+def _finite(option: str, value: float) -> float:
+    """A number above 0 that ends; NaN would switch off what it limits."""
+    if not (math.isfinite(value) and value > 0):
+        from animx.errors import UsageError
+
+        raise UsageError(f"{option} {value:g}: use a number above 0")
+    return value
 
 
 def _end(found: dict[str, Any]) -> str:
@@ -88,7 +104,7 @@ def ops(
     _tune_alone(tune, {"--check": check, "--providers": providers, "--base": base}, target)
     where = _place(device, dtype, "bench ops")
     if tune:
-        _tune(out, ops, _words(shapes or "official"), target, seconds, where)
+        _tune(out, ops, _words(shapes or "official"), target, _finite("--seconds", seconds), where)
         return
     from animx.measuring.ops import bench_ops
 
@@ -99,7 +115,7 @@ def ops(
         _words(shapes or usual),
         base=base,
         check_only=check,
-        seconds=seconds,
+        seconds=_finite("--seconds", seconds),
         **where,
     )
     lines = [f"{'operator and shape':<58} {'error':>8} {'ms':>9} {'floor':>6}  ratios"]
@@ -178,7 +194,7 @@ def unet(
     from animx.measuring.unet import bench_unet
 
     forms = _words(providers) or ("released", "plain", "fused")
-    found = bench_unet(size, forms, frames=frames or 0, seconds=seconds, **where)
+    found = bench_unet(size, forms, frames=frames or 0, seconds=_finite("--seconds", seconds), **where)
     lines = [f"{name:<28} {value:.3g}" for name, value in found["ratios"].items()]
     lines += [
         f"{name:<28} {one['ms']:.4g} ms (error {found['errors'][name]:.1e})" for name, one in found["times"].items()
@@ -327,7 +343,7 @@ def compare(out: Output, old: str, new: str, fail_below: float | None) -> None:
     """Compare two results (--json) of the same measurement, ratio by ratio: 1 = as good as before, less = worse."""
     from animx.bench_compare import compare as run
 
-    found = run(Path(old), Path(new), fail_below)
+    found = run(Path(old), Path(new), None if fail_below is None else _finite("--fail-below", fail_below))
     lines = [f"{value:>7.3f}  {name}" for name, value in found["kept"].items()]
     lines += [f"only in {old}: {name}" for name in found["only_old"]]
     lines += [f"only in {new}: {name}" for name in found["only_new"]]
