@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -363,6 +364,11 @@ def test_the_history_of_augmented_poses_knows_the_lengths() -> None:
     factors = cumulative_factors(poses.history)
     assert factors[UNIT_INDEX["left_shin"]] == pytest.approx(operation.factors["legs"])
     assert poses.canvas == CANVAS
+
+
+def test_fields_alone_are_laid_over_the_papers_augmentation() -> None:
+    assert load_epi({"probability": 0.9}) == replace(load_epi(), probability=0.9)
+    assert load_epi({"without": ["drop"]}) == replace(load_epi(), without=("drop",))
 
 
 def test_pool_and_preview_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

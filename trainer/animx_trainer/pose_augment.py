@@ -72,7 +72,8 @@ class EpiConfig:
             if not name or names.count(name) > 1:
                 raise FieldError(f"rescales: '{name}' is no name of its own. Name each operation", ("rescales",))
         if low > 0 and self.active and self.rescaling and not self.pool:
-            raise FieldError("rescales: no operation is left to draw from. Set operations: [0, 0]", ("rescales",))
+            mend = "Start from a preset (base: epi), or set operations: [0, 0]"
+            raise FieldError(f"rescales: no operation is left to draw from. {mend}", ("rescales",))
 
     @property
     def active(self) -> bool:
@@ -112,8 +113,9 @@ class EpiConfig:
 def load_epi(name: str | Mapping[str, Any] = "epi", sets: Iterable[str] = ()) -> EpiConfig:
     """An EPI config: a shipped preset by name, a YAML file, or a mapping, with `--set a.b=c` laid over it.
 
-    The key `base` names a preset that the other keys are laid over.  Errors: `InputError` with file and key,
-    `UsageError` for a preset that does not exist and for a wrong `--set`, which it names.
+    The key `base` names a preset that the other keys are laid over; in a mapping without `rescales` it is `epi`.
+    Errors: `InputError` with file and key, `UsageError` for a preset that does not exist and for a wrong `--set`,
+    which it names.
     """
     mapping, where = _read(name)
     return build_with(EpiConfig, mapping, where, sets)
@@ -122,6 +124,8 @@ def load_epi(name: str | Mapping[str, Any] = "epi", sets: Iterable[str] = ()) ->
 def _read(name: str | Mapping[str, Any], depth: int = 0) -> tuple[dict[str, Any], str]:
     if isinstance(name, Mapping):
         mapping, where = dict(name), "epi"
+        if "rescales" not in mapping:  # such as {probability: 0.9}: what is not said is the paper's
+            mapping.setdefault("base", "epi")
     else:
         path = _find(name)
         mapping, where = dict(read_yaml(path)), str(path)
