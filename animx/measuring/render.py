@@ -19,6 +19,8 @@ from animx.bench import CheckError
 from animx.canvas import Canvas
 from animx.diffusion import clip as clip_module
 from animx.diffusion import render as render_module
+from animx.diffusion.engine import model_canvas
+from animx.diffusion.memory import pays_batched
 from animx.diffusion.pipeline import AnimateXPipeline
 from animx.diffusion.render import Hooks
 from animx.measuring.drift import Sampled, apart
@@ -88,7 +90,10 @@ def bench_render(
     sequence against one with the exact rewrites, on the tiny network).
     """
     place = torch.device(device)
-    ways = [Setup.of(text, device, window=max(2, frames // 2), windows=1) for text in speeds]
+    canvas, window = model_canvas(size or Canvas(64, 96), fixed=True), max(2, frames // 2)
+    both = pays_batched((canvas.height // 8, canvas.width // 8), window, device)  # as a render of that size would
+    usual = {"window": window, "windows": 1, "guidance_batched": both}
+    ways = [Setup.of(text, device, **{k: v for k, v in usual.items() if f"{k}=" not in text}) for text in speeds]
     watch = Stopwatch(place)
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
@@ -125,7 +130,13 @@ def bench_render(
         "drift": {way.name: _brief(apart(found[way.name], found[first])) for way in ways[1:]},
         "peak_memory_mb": round(_peak(place) / 2**20, 1),
         "checks": {"overlapped_frames_are_equal": True, "frames": frames},
-        "setting": {"frames": frames, "canvas": str(clip.canvas), "dtype": dtype, "window": ways[0].settings.window},
+        "setting": {
+            "frames": frames,
+            "canvas": str(clip.canvas),
+            "dtype": dtype,
+            "window": ways[0].settings.window,
+            "guidance_batched": ways[0].settings.guidance_batched,
+        },
         **surroundings(place),
     }
 
