@@ -92,7 +92,7 @@ def bench_render(
     place = torch.device(device)
     canvas, window = model_canvas(size or Canvas(64, 96), fixed=True), max(2, frames // 2)
     both = pays_batched((canvas.height // 8, canvas.width // 8), window, device)  # as a render of that size would
-    usual = {"window": window, "windows": 1, "guidance_batched": both}
+    usual: dict[str, Any] = {"window": window, "windows": 1, "guidance_batched": both}
     ways = [Setup.of(text, device, **{k: v for k, v in usual.items() if f"{k}=" not in text}) for text in speeds]
     watch = Stopwatch(place)
     if place.type == "cuda":
