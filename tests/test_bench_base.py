@@ -128,3 +128,15 @@ def test_a_base_that_is_none_is_refused_in_one_line(
     monkeypatch.setattr(measured_base, "checkout", lambda: tmp_path)
     refused(animx(*asked, "old"), 2, "no git checkout", "clone")
     assert list(beside.iterdir()) == []
+
+
+def test_inputs_that_differ_are_told_apart() -> None:
+    from animx.measuring.subjects import digest
+    from animx_kernels.dispatch import Inputs
+
+    x = torch.arange(6.0).view(2, 3)
+    same = digest(Inputs((x, None, 1e-5), {}))
+    assert digest(Inputs((x.clone(), None, 1e-5), {})) == same
+    others = (x.view(3, 2), x.double(), x + 1, x.t().contiguous().t())
+    assert len({same, *(digest(Inputs((one, None, 1e-5), {})) for one in others)}) == 5
+    assert digest(Inputs((x, None, 1e-6), {})) != same
