@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: E402
 from wet import Stage  # noqa: E402
 
 from animx import kernel_plugins  # noqa: E402
+from animx.cli import explain  # noqa: E402
 from animx.errors import UsageError  # noqa: E402
 from animx.measuring import libraries  # noqa: E402
 from animx.measuring import ops as measured_ops  # noqa: E402
@@ -297,8 +298,11 @@ def test_a_plugin_that_breaks_in_a_render_is_named_and_one_that_is_off_is_unknow
     with pytest.raises(UsageError, match=r"'failing' of badkernels 1\.0 failed .* leave it out of ANIMX_KERNELS"):
         geglu(x)
     monkeypatch.setenv("ANIMX_KERNELS", "shaped")
-    with pytest.raises(providers.ProviderError, match=r"'shaped' gave \(3, 8\).*whose results are \(3, 4\)"):
+    with pytest.raises(providers.ProviderError, match=r"'shaped' gave \(3, 8\).*whose results are \(3, 4\)") as raised:
         geglu(x)
+    message, code = explain(raised.value)
+    assert code == 2
+    assert message.endswith("Leave it out of ANIMX_KERNELS")
     for asked, words in (
         ("quick-geglu,wrong", "both for geglu"),
         ("auto,interpret", "two modes"),

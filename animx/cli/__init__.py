@@ -190,6 +190,8 @@ def explain(error: BaseException) -> tuple[str, int]:
             "out of memory. Try a smaller --size or a shorter --duration; when training, a smaller batch",
             OutOfMemoryError.exit_code,
         )
+    if type(error).__name__ == "ProviderError":  # of animx_kernels, which loads torch
+        return f"kernel plugin {error}. Leave it out of ANIMX_KERNELS", 2
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         if error.errno == errno.ENOENT:
             return "the working folder does not exist any more. Change to another one", 3
