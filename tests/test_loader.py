@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -158,6 +160,17 @@ def test_closing_stops_the_workers() -> None:
     for child in started:
         child.join(10)
         assert not child.is_alive()
+
+
+def test_a_program_ends_although_its_loader_was_never_closed(tmp_path: Path) -> None:
+    program = tmp_path / "ends.py"
+    program.write_text(
+        "from test_loader import Stand\nfrom animx_trainer.loader import batches\n"
+        "made = batches(Stand(), seed=0, batch=2, workers=2)\nkept = [next(made), next(made)]\n1 / 0\n"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    ran = subprocess.run([sys.executable, program], env={**os.environ, "PYTHONPATH": paths}, timeout=60)
+    assert ran.returncode == 1
 
 
 def test_workers_make_steps_while_the_consumer_works() -> None:

@@ -7,14 +7,18 @@ ranks nor a restart change any byte, and resuming in the middle of an epoch is `
 
 from __future__ import annotations
 
+import atexit
 import mmap
 import multiprocessing
 import signal
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from dataclasses import fields, replace
+from queue import SimpleQueue
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +29,8 @@ from animx_trainer.sample import ClipSource, Sample, clip_of, sample_seed
 
 AHEAD = 2
 """Steps that each worker prepares ahead."""
+STOP_S = 5.0
+"""Seconds that closing waits for the step that is being fetched."""
 ENDLESS = 2**40
 FORK = "fork" in multiprocessing.get_all_start_methods()
 """Where fork exists workers start at once and share the index of the data and the ring with this process."""
@@ -183,21 +189,54 @@ def _stream(steps: _Steps, start: int, workers: int) -> Iterator[list[Sample]]:
         return
     first = _checked(steps.load(start))  # made here: tells how large a step is, and the first one needs no waiting
     yield first
-    # per worker those it prepares ahead; one is asked for before the one before it is let go, and one is in use
-    steps.ring = Ring(AHEAD * workers + 3, max(1, numbers_of(first))) if FORK else None
+    # per worker those it prepares ahead; one is asked for before the one before it is let go, one taken over, one used
+    steps.ring = Ring(AHEAD * workers + 4, max(1, numbers_of(first))) if FORK else None
     del first
-    step, made = start + 1, _started(_loaded(steps, start + 1, workers))
-    while True:
-        try:
-            item = next(made)
-        except RuntimeError as error:
-            if "worker" not in str(error):
-                raise
-            raise _died(error, step) from error
-        samples = unpack(_checked(item), steps.ring)
-        yield samples
-        del item, samples
-        step += 1
+    step, made = start + 1, _taken_over(_started(_loaded(steps, start + 1, workers)))
+    with closing(made):
+        while True:
+            try:
+                item = next(made)
+            except RuntimeError as error:
+                if "worker" not in str(error):
+                    raise
+                raise _died(error, step) from error
+            samples = unpack(_checked(item), steps.ring)
+            yield samples
+            del item, samples
+            step += 1
+
+
+def _taken_over(made: Iterator[Any]) -> Generator[Any, None, None]:
+    """What `made` gives, each item fetched by a thread while the consumer is busy with the one before.
+
+    Fetching costs little work but several changes between processes, which on busy cores take milliseconds.
+    """
+    wanted, stop = threading.Semaphore(1), threading.Event()
+    found: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def fetch() -> None:
+        while wanted.acquire() and not stop.is_set():
+            try:
+                found.put((next(made), None))
+            except BaseException as error:  # whatever it is, it belongs to the consumer
+                found.put((None, error))
+
+    thread = threading.Thread(target=fetch, name="animx-loader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = found.get()
+            if error is not None:
+                raise error
+            wanted.release()
+            yield item
+            del item
+    finally:
+        stop.set()
+        wanted.release()
+        thread.join(STOP_S)
+        _end(made)  # now, not when the collector comes across it: by then workers can no longer be told to end
 
 
 def _checked(item: Any) -> Any:
@@ -237,7 +276,29 @@ def _started(loader: Any) -> Iterator[Any]:
     made: Iterator[Any] = iter(loader)
     with suppress(ValueError):  # not the main thread, where torch set none either
         signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+    if not _running:  # after the handlers of multiprocessing, so it is called before them
+        atexit.unregister(_end_all)
+        atexit.register(_end_all)
+    _running.add(made)
     return made
+
+
+_running: WeakSet[Any] = WeakSet()
+"""Iterators that have workers."""
+
+
+def _end_all() -> None:
+    """End the workers of iterators that nobody closed: deaf to SIGTERM, they would keep this process from its end."""
+    for made in list(_running):
+        _end(made)
+
+
+def _end(made: Any) -> None:
+    """Stop the workers of a DataLoader's iterator, and kill those that do not heed it."""
+    made._shutdown_workers()
+    for worker in made._workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 class _Asked:
